@@ -1,0 +1,57 @@
+"""Names that more than one room uses: AnnData keys of a result and keys of a minibatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_KEY = "cplmixvi"
+
+#: Entry of a minibatch with the arms' copies of the cells, shape ``(n_arms, n_cells, n_genes)``.
+COPIES_KEY = "copies"
+
+COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
+LOG_LIKELIHOODS = ("normal", "mse")
+LIKELIHOODS = (*COUNT_LIKELIHOODS, *LOG_LIKELIHOODS, "bernoulli")
+
+
+@dataclass(frozen=True)
+class ResultKeys:
+    """Where :func:`cplmixvi.tl.annotate` writes a result called ``key``.
+
+    Parameters
+    ----------
+    key
+        The name of the result, the ``key_added`` of :func:`cplmixvi.tl.annotate`.
+    """
+
+    key: str = DEFAULT_KEY
+
+    @property
+    def labels(self) -> str:
+        """Column of ``obs`` with the categories."""
+        return self.key
+
+    @property
+    def confidence(self) -> str:
+        """Column of ``obs`` with the probability of the chosen category."""
+        return f"{self.key}_confidence"
+
+    @property
+    def agreement(self) -> str:
+        """Column of ``obs`` with the share of arm pairs that agree on the cell."""
+        return f"{self.key}_agreement"
+
+    @property
+    def state(self) -> str:
+        """Entry of ``obsm`` with the continuous states."""
+        return f"X_{self.key}"
+
+    @property
+    def proba(self) -> str:
+        """Entry of ``obsm`` with the category probabilities."""
+        return f"{self.key}_proba"
+
+    @property
+    def uns(self) -> str:
+        """Entry of ``uns`` with everything that is not per cell."""
+        return self.key

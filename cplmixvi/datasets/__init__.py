@@ -1,0 +1,39 @@
+"""Data sets with reference types, and simulated ones whose truth is known.
+
+Files are taken from the folder that the environment variable ``CPLMIXVI_DATA_DIR`` names, else downloaded once from
+their public source into the user's cache.
+"""
+
+from cplmixvi.datasets._loaders import (
+    available,
+    kang2018,
+    load,
+    paul2015,
+    pbmc4k,
+    pbmc68k,
+    scmix,
+    scmix_rna,
+    tasic2016,
+    worm_neurons,
+    zeisel2015,
+)
+from cplmixvi.datasets._registry import REGISTRY, DatasetInfo
+from cplmixvi.datasets._simulate import imbalanced_sizes, simulate
+
+__all__ = [
+    "REGISTRY",
+    "DatasetInfo",
+    "available",
+    "imbalanced_sizes",
+    "kang2018",
+    "load",
+    "paul2015",
+    "pbmc4k",
+    "pbmc68k",
+    "scmix",
+    "scmix_rna",
+    "simulate",
+    "tasic2016",
+    "worm_neurons",
+    "zeisel2015",
+]

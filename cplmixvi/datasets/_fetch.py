@@ -1,0 +1,90 @@
+"""Where files come from: the folder of prepared files first, the public source otherwise."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cplmixvi.datasets import _readers
+from cplmixvi.datasets._registry import DatasetInfo
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DATA_DIR_VARIABLE = "CPLMIXVI_DATA_DIR"
+
+
+def prepared_file(info: DatasetInfo) -> Path | None:
+    """Path of the prepared file of a data set, None where the folder or the file is not there."""
+    folder = os.environ.get(DATA_DIR_VARIABLE)
+    if not folder:
+        return None
+    path = Path(folder).expanduser() / info.file
+    return path if path.is_file() else None
+
+
+def download(info: DatasetInfo) -> list[Path]:
+    """Public files of a data set, from the cache or the network.
+
+    Raises
+    ------
+    FileNotFoundError
+        When a file cannot be had; the message says which file to put where instead.
+    """
+    import pooch
+
+    folder = Path(pooch.os_cache("cplmixvi")) / info.name
+    paths = []
+    for url in info.urls:
+        name = url.rsplit("/", 1)[-1]
+        try:
+            paths.append(Path(pooch.retrieve(url, known_hash=None, fname=name, path=folder)))
+        # requests' errors are OSErrors; pooch raises ValueError for an address that it cannot use.
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{info.name}: no {info.file} in {DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')!r} and "
+                f"{url} could not be downloaded ({type(error).__name__}); put {info.file} into a folder and point "
+                f"{DATA_DIR_VARIABLE} at it, or put {name} into {folder}"
+            ) from error
+    return paths
+
+
+def read(info: DatasetInfo) -> AnnData:
+    """Read a data set from its prepared file, or from its public files.
+
+    Raises
+    ------
+    ValueError
+        When the prepared file has another shape than the registry says.
+    FileNotFoundError
+        When neither the prepared file nor the public files can be had.
+
+    Warns
+    -----
+    UserWarning
+        When public files have another shape than expected: the publisher may have changed them.
+    """
+    path = prepared_file(info)
+    if path is not None:
+        import anndata
+
+        adata = anndata.read_h5ad(path)
+        if adata.shape != info.shape:
+            raise ValueError(
+                f"{path} has shape {adata.shape}, {info.name} has {info.shape}: replace the file, or move it away to "
+                f"download from the public source"
+            )
+        return adata
+    adata = getattr(_readers, info.reader)(*download(info))
+    expected = tuple(known or given for known, given in zip(info.public_shape, adata.shape, strict=True))
+    if adata.shape != expected:
+        warnings.warn(
+            f"{info.name} from its public source has shape {adata.shape}, expected {expected}: check the files in the "
+            f"cache before comparing results",
+            stacklevel=3,
+        )
+    adata.uns["source"] = " ".join(info.urls)
+    adata.uns["X_is"] = "raw counts" if info.likelihood == "nb" else "normalised"
+    return adata

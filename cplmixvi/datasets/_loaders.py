@@ -1,0 +1,167 @@
+"""One function per data set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cplmixvi.datasets._fetch import read
+from cplmixvi.datasets._registry import REGISTRY
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def kang2018() -> AnnData:
+    """Human PBMC with and without interferon beta: types that must not split by a state that must be found.
+
+    Kang et al. 2018, Nature Biotechnology 36:89 (GSE96583).
+
+    Returns
+    -------
+    AnnData of UMI counts. The prepared file has 13,999 cells x 14,053 genes and 13 types; the public files hold all
+    singlets of the second batch with 35,635 genes and 8 types. ``obs``: ``cell_type``, ``stim`` (CTRL, STIM).
+    """
+    return read(REGISTRY["kang2018"])
+
+
+def zeisel2015() -> AnnData:
+    """Mouse somatosensory cortex and hippocampus.
+
+    Zeisel et al. 2015, Science 347:1138 (GSE60361).
+
+    Returns
+    -------
+    AnnData of UMI counts, 3,005 cells (4,000 genes in the prepared file, 19,972 from the public source). ``obs``:
+    ``cell_type`` (48 with "(none)", which marks 189 cells that the authors left unassigned) and ``cell_class`` (7).
+    """
+    return read(REGISTRY["zeisel2015"])
+
+
+def pbmc4k() -> AnnData:
+    """Human PBMC of a 10x demonstration run, 2,000 genes, as distributed with scDCC.
+
+    Returns
+    -------
+    AnnData of UMI counts, 4,271 cells x 2,000 genes without names. ``obs["cell_type"]``: 8 graph clusters "c1" .. "c8",
+    a reference of convenience rather than truth.
+    """
+    return read(REGISTRY["pbmc4k"])
+
+
+def worm_neurons() -> AnnData:
+    """Neurons of *C. elegans*.
+
+    Cao et al. 2017, Science 357:661, as distributed with scDeepCluster.
+
+    Returns
+    -------
+    AnnData of very sparse UMI counts, 4,186 cells x 13,488 genes without names. ``obs["cell_type"]``: "c1" .. "c10".
+    """
+    return read(REGISTRY["worm_neurons"])
+
+
+def paul2015() -> AnnData:
+    """Mouse myeloid progenitors: a continuum that was cut into types.
+
+    Paul et al. 2015, Cell 163:1663 (GSE72857).
+
+    Returns
+    -------
+    AnnData of UMI counts, 2,730 cells x 8,716 genes. ``obs["cell_type"]``: 19 types such as "7MEP"; the prepared file
+    has ``dpt_pseudotime`` and ``batch`` too.
+    """
+    return read(REGISTRY["paul2015"])
+
+
+def tasic2016() -> AnnData:
+    """Interneurons of mouse visual cortex, sequenced at full length.
+
+    Tasic et al. 2016, Nature Neuroscience 19:335 (GSE71585).
+
+    Returns
+    -------
+    AnnData of RPKM values, neither counts nor logarithms: take ``log1p`` and use ``likelihood="normal"``. 761 cells,
+    3,157 genes in the prepared file and all genes from the public source. ``obs["cell_type"]``: 23 types.
+    """
+    return read(REGISTRY["tasic2016"])
+
+
+def scmix() -> AnnData:
+    """Single cells of three human lung cancer lines, told apart by their genotype.
+
+    Tian et al. 2019, Nature Methods 16:479 (GSE118767).
+
+    Returns
+    -------
+    AnnData of UMI counts, 274 cells x 28,204 genes. ``obs["cell_type"]``: H1975, H2228, HCC827.
+    """
+    return read(REGISTRY["scmix"])
+
+
+def scmix_rna() -> AnnData:
+    """Pseudo-cells of RNA of three cell lines mixed in known proportions: a truth that is continuous.
+
+    Tian et al. 2019, Nature Methods 16:479 (GSE118767).
+
+    Returns
+    -------
+    AnnData of UMI counts, 340 pseudo-cells x 14,804 genes. ``obs``: ``cell_type`` (7 mixes), ``H2228_prop``,
+    ``H1975_prop``, ``HCC827_prop`` (fractions) and ``mRNA_amount`` (pg).
+    """
+    return read(REGISTRY["scmix_rna"])
+
+
+def pbmc68k() -> AnnData:
+    """700 human PBMC that ship inside scanpy: real data that need no network.
+
+    Zheng et al. 2017, Nature Communications 8:14049. Use ``likelihood="normal"``.
+
+    Returns
+    -------
+    AnnData of log-normalised values (CSR float32), 700 cells x 765 genes. ``obs``: ``bulk_labels`` (10 types),
+    ``phase``, ``S_score``, ``G2M_score``.
+    """
+    import scanpy as sc
+    from anndata import AnnData
+    from scipy import sparse
+
+    packaged = sc.datasets.pbmc68k_reduced()
+    # Its X is scaled to unit variance per gene; what a likelihood can be put on is kept in .raw.
+    values = packaged.raw[:, packaged.var_names].X
+    adata = AnnData(
+        sparse.csr_matrix(values, dtype="float32"),
+        obs=packaged.obs[["bulk_labels", "phase", "S_score", "G2M_score"]].copy(),
+        var=packaged.var[[]].copy(),
+    )
+    adata.uns["source"] = "Zheng et al. 2017, subset packaged with scanpy (pbmc68k_reduced)"
+    adata.uns["X_is"] = "log-normalised"
+    return adata
+
+
+_LOADERS = {
+    loader.__name__: loader
+    for loader in (kang2018, zeisel2015, pbmc4k, worm_neurons, paul2015, tasic2016, scmix, scmix_rna, pbmc68k)
+}
+
+
+def available() -> list[str]:
+    """Names that :func:`load` knows, sorted."""
+    return sorted(_LOADERS)
+
+
+def load(name: str) -> AnnData:
+    """Load a data set by its name.
+
+    Parameters
+    ----------
+    name
+        One of :func:`available`.
+
+    Raises
+    ------
+    ValueError
+        When there is no such data set.
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"data set {name!r} given, known are {', '.join(available())}: choose one of them")
+    return _LOADERS[name]()

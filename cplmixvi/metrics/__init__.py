@@ -1,0 +1,40 @@
+"""Scores: plain arrays in, numbers out.
+
+Missing labels: a cell whose reference is NaN, None or one of ``ignore`` (such as ``("unknown", "(none)")``) is left out
+of every score. A cell without a predicted label stays in and is never correct; in :func:`nmi`, :func:`ami` and
+:func:`ari` such cells form one category of their own.
+"""
+
+from cplmixvi.metrics._arms import agreement, consensus_matrix
+from cplmixvi.metrics._calibration import brier, confidence, expected_calibration_error
+from cplmixvi.metrics._evaluate import correct_cells, evaluate
+from cplmixvi.metrics._information import ami, ari, nmi
+from cplmixvi.metrics._matching import (
+    accuracy,
+    balanced_accuracy,
+    confusion,
+    match_categories,
+    purity,
+    rare_recall,
+    recall_by_type,
+)
+
+__all__ = [
+    "accuracy",
+    "agreement",
+    "ami",
+    "ari",
+    "balanced_accuracy",
+    "brier",
+    "confidence",
+    "confusion",
+    "consensus_matrix",
+    "correct_cells",
+    "evaluate",
+    "expected_calibration_error",
+    "match_categories",
+    "nmi",
+    "purity",
+    "rare_recall",
+    "recall_by_type",
+]

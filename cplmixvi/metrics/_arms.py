@@ -1,0 +1,79 @@
+"""How well the arms of a model agree with each other; no reference is needed."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+
+
+def _checked(labels_by_arm) -> np.ndarray:
+    labels = np.asarray(labels_by_arm)
+    if labels.ndim != 2 or labels.shape[0] < 1 or labels.shape[1] < 1:
+        raise ValueError(
+            f"labels_by_arm has shape {labels.shape}; (n_arms, n_obs) is needed: one row of labels for each arm"
+        )
+    return labels
+
+
+def agreement(labels_by_arm) -> np.ndarray:
+    """Fraction of cells to which two arms give the same label.
+
+    Parameters
+    ----------
+    labels_by_arm
+        Labels ``(n_arms, n_obs)``.
+
+    Returns
+    -------
+    Symmetric array ``(n_arms, n_arms)`` with ones on the diagonal.
+    """
+    labels = _checked(labels_by_arm)
+    result = np.eye(len(labels))
+    for a, b in combinations(range(len(labels)), 2):
+        result[a, b] = result[b, a] = np.mean(labels[a] == labels[b])
+    return result
+
+
+def consensus_matrix(labels_by_arm, n_categories: int) -> np.ndarray:
+    r"""Where arms agree and what they mistake for what.
+
+    For arms a and b, :math:`M_{ij}` cells are i to a and j to b. Entry ij is
+    :math:`M_{ij} / \max(\sum_j M_{ij}, \sum_i M_{ij})`, averaged over ordered pairs of arms, so that the matrix is
+    symmetric and its diagonal is the consensus of each category: 1 where arms give it to the same cells.
+
+    Parameters
+    ----------
+    labels_by_arm
+        Category indices ``(n_arms, n_obs)``, from 0 to ``n_categories - 1``.
+    n_categories
+        Number of categories K.
+
+    Returns
+    -------
+    Array ``(n_categories, n_categories)``. Pairs of arms of which neither uses i (as row) nor j (as column) say nothing
+    about ij and are left out of its mean; it is 0 where no pair says anything.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than two arms, or an index is out of range.
+    """
+    labels = _checked(labels_by_arm)
+    if len(labels) < 2:
+        raise ValueError("labels of 1 arm given, at least 2 are needed for a consensus: train with n_arms >= 2")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= n_categories:
+        raise ValueError(
+            f"labels_by_arm holds {labels.dtype} from {labels.min()} to {labels.max()}; integers from 0 to "
+            f"{n_categories - 1} are needed: pass category indices and the number of categories"
+        )
+    labels = labels.astype(np.int64)
+    total = np.zeros((n_categories, n_categories))
+    told = np.zeros_like(total)
+    for a, b in combinations(labels, 2):
+        shared = np.bincount(a * n_categories + b, minlength=n_categories**2).reshape(n_categories, n_categories)
+        larger = np.maximum.outer(shared.sum(axis=1), shared.sum(axis=0))
+        share = np.divide(shared, larger, out=np.zeros_like(total), where=larger > 0)
+        total += share + share.T
+        told += (larger > 0).astype(float) + (larger > 0).T
+    return np.divide(total, told, out=np.zeros_like(total), where=told > 0)

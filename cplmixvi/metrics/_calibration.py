@@ -1,0 +1,136 @@
+"""Scores of probabilities: does a confidence of 0.9 mean right nine times in ten?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cplmixvi.metrics._labels import encode, reference_mask, take
+from cplmixvi.metrics._matching import match_categories
+
+
+def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[np.ndarray, list]:
+    """Probabilities as float64 ``(n_obs, n_categories)`` and the names of the columns.
+
+    Raises
+    ------
+    ValueError
+        When the shape does not fit, or a value is no probability.
+    """
+    if categories is None:
+        categories = list(proba.columns) if isinstance(proba, pd.DataFrame) else list(range(np.shape(proba)[-1]))
+    values = np.asarray(proba, dtype=np.float64)
+    if values.shape != (n_obs, len(categories)):
+        raise ValueError(
+            f"proba has shape {values.shape}, ({n_obs}, {len(categories)}) is needed for these cells and categories: "
+            f"pass both for the same model"
+        )
+    # Float32 rows may exceed one by rounding.
+    if not (values >= 0).all() or not (values.sum(axis=1) <= 1 + 1e-3).all():
+        raise ValueError(
+            "proba has negative or missing values, or a row sum above 1; rows of probabilities are needed: pass "
+            "model.predict(soft=True)"
+        )
+    return values, list(categories)
+
+
+def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
+    r"""Mean over cells of the gap between confidence and accuracy, within bins of equal width.
+
+    :math:`\sum_b \frac{n_b}{n} |acc_b - conf_b|` (Guo et al. 2017, ICML).
+
+    Parameters
+    ----------
+    correct
+        Whether each cell is right, bool ``(n_obs,)``.
+    confidence
+        Probability claimed for each cell, ``(n_obs,)``, in [0, 1].
+    n_bins
+        Number of bins on (0, 1].
+
+    Returns
+    -------
+    A number in [0, 1]; 0 is perfect.
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, a confidence is outside [0, 1], or there are no cells or bins.
+    """
+    correct = np.asarray(correct, dtype=np.float64)
+    confidence = np.asarray(confidence, dtype=np.float64)
+    if correct.shape != confidence.shape or correct.ndim != 1 or not correct.size or n_bins < 1:
+        raise ValueError(
+            f"correct has shape {correct.shape}, confidence {confidence.shape}, n_bins={n_bins}; two equal lengths of "
+            f"at least one cell and one bin are needed: pass one value per cell"
+        )
+    if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
+        raise ValueError("confidence has values that are missing or outside [0, 1]: pass probabilities")
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    gap = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
+    return float(np.abs(gap).sum() / correct.size)
+
+
+def brier(y_true, proba, categories: Sequence | None = None, *, ignore: Sequence = ()) -> float:
+    r"""Brier score over types, after matching categories to types one to one.
+
+    :math:`\frac{1}{n} \sum_n \sum_k (p_{nk} - [k \text{ matched to } y_n])^2`; a type without a category counts as one
+    with probability 0. Lower is better: 0 is perfect, 2 is the worst.
+
+    Parameters
+    ----------
+    y_true
+        Reference types, ``(n_obs,)``; cells without one are left out.
+    proba
+        Probabilities ``(n_obs, n_categories)``; the most probable category is what gets matched.
+    categories
+        Names of the columns. Default: those of a DataFrame, else positions.
+    ignore
+        Reference labels that mean "unknown".
+    """
+    values, names = check_proba(proba, len(y_true), categories)
+    mask = reference_mask(y_true, ignore)
+    values, y_true = values[mask], take(y_true, mask)
+    best = values.argmax(axis=1)
+    matched = match_categories(y_true, best)
+    codes, types = encode(y_true)
+    column_of = {type_: column for column, type_ in matched.items()}
+    target = np.array([column_of.get(type_, -1) for type_ in types])[codes]
+    at_target = np.where(target >= 0, values[np.arange(len(values)), target], 0.0)
+    # sum_k p_k^2 + 1 - 2 p_target, which is 1 + sum_k p_k^2 for a type that no category stands for.
+    return float(((values**2).sum(axis=1) + 1 - 2 * at_target).mean())
+
+
+def confidence(
+    proba, y_true, categories: Sequence | None = None, *, ignore: Sequence = (), floor: float = 1e-12
+) -> pd.DataFrame:
+    r"""Confidence of every type in every category, :math:`C_m(k) = E_{x|m} \log p(c = k | x)` in nats.
+
+    Definition 1 of the paper; types m are rows and categories k columns. In a good model every row has one entry near
+    0 and the others far below.
+
+    Parameters
+    ----------
+    proba
+        Probabilities ``(n_obs, n_categories)``.
+    y_true
+        Reference types, ``(n_obs,)``; cells without one are left out.
+    categories
+        Names of the columns. Default: those of a DataFrame, else positions.
+    ignore
+        Reference labels that mean "unknown".
+    floor
+        Probabilities below are raised to it: one exact zero would make a whole type minus infinity.
+
+    Returns
+    -------
+    DataFrame of types x categories.
+    """
+    values, names = check_proba(proba, len(y_true), categories)
+    mask = reference_mask(y_true, ignore)
+    codes, types = encode(take(y_true, mask))
+    one_hot = np.equal.outer(np.arange(len(types)), codes).astype(np.float64)
+    means = one_hot @ np.log(np.maximum(values[mask], floor)) / one_hot.sum(axis=1, keepdims=True)
+    return pd.DataFrame(means, index=pd.Index(types, name="type"), columns=pd.Index(names, name="category"))

@@ -1,0 +1,111 @@
+"""Two labellings of the same cells, made comparable: the one place that knows about missing labels.
+
+A cell without a reference (NaN, None, or one of ``ignore``) says nothing about a labelling and is left out everywhere.
+A cell without a predicted label is counted, and never as correct: otherwise leaving out hard cells would raise a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Contingency:
+    """Cells of each type in each category.
+
+    Attributes
+    ----------
+    counts
+        Int array ``(n_types, n_categories)``.
+    types, categories
+        Labels of rows and columns; only those in use.
+    type_sizes
+        Cells of each type, ``(n_types,)``: at least the sum of the row, more where cells have no predicted label.
+    """
+
+    counts: np.ndarray
+    types: list
+    categories: list
+    type_sizes: np.ndarray
+
+
+def _natural(label) -> tuple:
+    """Sort key: numbers and strings of digits by value, then everything else as text."""
+    text = str(label)
+    try:
+        return (0, float(text), text)
+    except ValueError:
+        return (1, 0.0, text)
+
+
+def encode(labels) -> tuple[np.ndarray, list]:
+    """Codes from 0 (missing: -1) and the used labels, in categorical order where there is one, else natural order."""
+    if isinstance(labels, pd.Series):
+        labels = labels.array
+    if isinstance(labels, pd.Categorical):
+        used = labels.remove_unused_categories()
+        return np.asarray(used.codes, dtype=np.int64), list(used.categories)
+    values = np.asarray(labels, dtype=None if isinstance(labels, np.ndarray) else object)
+    if values.ndim != 1:
+        raise ValueError(f"labels have shape {values.shape}; one label per cell is needed: pass a 1-D array")
+    codes, uniques = pd.factorize(values, use_na_sentinel=True)
+    order = sorted(range(len(uniques)), key=lambda i: _natural(uniques[i]))
+    rank = np.empty(len(uniques), dtype=np.int64)
+    rank[order] = np.arange(len(uniques))
+    return np.where(codes < 0, -1, rank[codes] if len(uniques) else -1), [uniques[i] for i in order]
+
+
+def reference_mask(y_true, ignore: Sequence = ()) -> np.ndarray:
+    """Which cells have a reference label, ``(n_obs,)``.
+
+    Raises
+    ------
+    ValueError
+        When none has.
+    """
+    values = pd.Series(y_true).reset_index(drop=True)
+    mask = (values.notna() & ~values.isin(list(ignore))).to_numpy()
+    if not mask.any():
+        raise ValueError(
+            f"{len(mask)} cells given, none has a reference label; at least one is needed: check y_true and ignore"
+        )
+    return mask
+
+
+def take(values, mask: np.ndarray):
+    """Rows of an array, a Series or a list that a mask names."""
+    if isinstance(values, pd.Series):
+        return values.array[mask]
+    return values[mask] if hasattr(values, "dtype") else np.asarray(values, dtype=object)[mask]
+
+
+def paired(y_true, y_pred, ignore: Sequence = ()) -> tuple:
+    """Both labellings of the cells that have a reference.
+
+    Raises
+    ------
+    ValueError
+        When the lengths differ, or no cell has a reference.
+    """
+    if len(y_true) != len(y_pred):
+        raise ValueError(
+            f"{len(y_true)} reference and {len(y_pred)} predicted labels given; as many of each are needed: pass the "
+            f"same cells in the same order"
+        )
+    mask = reference_mask(y_true, ignore)
+    return take(y_true, mask), take(y_pred, mask)
+
+
+def contingency(y_true, y_pred, ignore: Sequence = ()) -> Contingency:
+    """Count the cells of each type in each category."""
+    y_true, y_pred = paired(y_true, y_pred, ignore)
+    rows, types = encode(y_true)
+    columns, categories = encode(y_pred)
+    shape = (len(types), len(categories))
+    has = columns >= 0
+    counts = np.bincount(rows[has] * shape[1] + columns[has], minlength=shape[0] * shape[1]).reshape(shape)
+    return Contingency(counts, types, categories, np.bincount(rows, minlength=shape[0]))

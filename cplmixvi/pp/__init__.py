@@ -1,0 +1,23 @@
+"""Before training: are the values what the likelihood expects, and which genes are worth modelling."""
+
+from cplmixvi.pp._checks import (
+    ValuesReport,
+    check_likelihood,
+    check_n_categories,
+    check_setup,
+    check_values,
+)
+from cplmixvi.pp._genes import select_genes
+from cplmixvi.pp._values import as_csr, library_size, log_normalize
+
+__all__ = [
+    "ValuesReport",
+    "as_csr",
+    "check_likelihood",
+    "check_n_categories",
+    "check_setup",
+    "check_values",
+    "library_size",
+    "log_normalize",
+    "select_genes",
+]

@@ -1,0 +1,244 @@
+"""Is this matrix what the likelihood expects? Answers in one pass and one line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from cplmixvi._constants import COUNT_LIKELIHOODS, LIKELIHOODS, LOG_LIKELIHOODS
+from cplmixvi.pp._values import get_matrix, iter_blocks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# exp(50) counts is no cell: larger values are not logarithms.
+_LARGEST_LOG = 50.0
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class ValuesReport:
+    """What :func:`check_values` saw.
+
+    Attributes
+    ----------
+    n_obs, n_vars
+        Shape of the matrix.
+    minimum, maximum
+        Extreme values, zeros included.
+    integral
+        Whether all values are whole numbers.
+    density
+        Fraction of entries that are not zero.
+    empty_genes
+        Positions of genes that are zero in every cell. They are allowed: nothing is learnt about them.
+    """
+
+    n_obs: int
+    n_vars: int
+    minimum: float
+    maximum: float
+    integral: bool
+    density: float
+    empty_genes: np.ndarray
+
+
+def check_likelihood(likelihood: str) -> None:
+    """Raise a ValueError unless ``likelihood`` is one that the package knows."""
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(
+            f"likelihood={likelihood!r} given, known are {', '.join(LIKELIHOODS)}: 'nb' suits raw counts, 'normal' log "
+            f"values, 'bernoulli' values in [0, 1]"
+        )
+
+
+def check_n_categories(n_categories: int, n_obs: int) -> None:
+    """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells."""
+    whole = isinstance(n_categories, int | np.integer) and not isinstance(n_categories, bool)
+    if not whole or not 1 <= n_categories <= n_obs:
+        raise ValueError(
+            f"n_categories={n_categories!r} given for {n_obs} cells, a whole number from 1 to {n_obs} is needed: lower "
+            f"n_categories, or leave it out"
+        )
+
+
+def _broken_rule(values: np.ndarray, likelihood: str) -> tuple[np.ndarray, str] | None:
+    """Mask of the first kind of value that the likelihood cannot take, and its name."""
+    rules = [(~np.isfinite(values), "a value that is not finite")]
+    if likelihood in COUNT_LIKELIHOODS:
+        rules.append((values < 0, "a negative value"))
+        if values.dtype.kind == "f":
+            rules.append((values != np.rint(values), "a fraction"))
+    elif likelihood == "bernoulli":
+        rules.append(((values < 0) | (values > 1), "a value outside [0, 1]"))
+    return next(((bad, name) for bad, name in rules if bad.any()), None)
+
+
+_NEEDS = {
+    "count": ("whole counts >= 0", "name the layer with raw counts in setup_anndata, or use likelihood='normal'"),
+    "log": ("finite values", "replace NaN and infinity, or drop those cells or genes"),
+    "bernoulli": ("values in [0, 1]", "scale or binarise the values, or use likelihood='normal'"),
+}
+
+
+def _raise_broken(block, bad, kind, start, likelihood, where, obs_names, var_names) -> None:
+    first = int(np.flatnonzero(bad)[0])
+    if sparse.issparse(block):
+        entries = block.tocoo()
+        row, column, value = entries.row[first], entries.col[first], entries.data[first]
+    else:
+        row, column = np.unravel_index(first, block.shape)
+        value = block[row, column]
+    row, column = int(row) + start[0], int(column) + start[1]
+    cell = row if obs_names is None else repr(str(obs_names[row]))
+    gene = column if var_names is None else repr(str(var_names[column]))
+    group = "count" if likelihood in COUNT_LIKELIHOODS else "log" if likelihood in LOG_LIKELIHOODS else likelihood
+    needs, mend = _NEEDS[group]
+    if kind == "a value that is not finite":
+        mend = _NEEDS["log"][1]
+    raise ValueError(
+        f"{where} has {kind} ({value} at cell {cell}, gene {gene}); likelihood={likelihood!r} needs {needs}: {mend}"
+    )
+
+
+def _check_shape(X, where: str, min_cells: int) -> None:
+    if len(X.shape) != 2 or X.shape[0] < min_cells or X.shape[1] < 1:
+        raise ValueError(
+            f"{where} has shape {tuple(X.shape)}; at least {min_cells} cells and 1 gene are needed: give more cells, "
+            f"or check how the data were subset"
+        )
+    kind = np.dtype(X.dtype).kind
+    if kind not in "fiub":
+        raise ValueError(f"{where} holds {X.dtype}; real numbers are needed: convert with .astype('float32')")
+
+
+def check_values(
+    X,
+    likelihood: str = "nb",
+    *,
+    where: str = "adata.X",
+    obs_names: Sequence[str] | None = None,
+    var_names: Sequence[str] | None = None,
+    allow_empty_cells: bool | None = None,
+    min_cells: int = 2,
+) -> ValuesReport:
+    """Check that a matrix holds what a likelihood can be put on.
+
+    Read in blocks: a sparse or backed matrix is never made dense as a whole.
+
+    Parameters
+    ----------
+    X
+        Values ``(n_obs, n_vars)``: dense, CSR or CSC, matrix or array, any real type, in memory or backed.
+    likelihood
+        "nb", "zinb" or "poisson": whole counts; "normal" or "mse": finite values; "bernoulli": values in [0, 1].
+    where
+        What to call the matrix in messages.
+    obs_names, var_names
+        Names of cells and genes for messages. Default: their positions.
+    allow_empty_cells
+        Whether cells that are zero in every gene may pass. Default: only under "bernoulli", where they are an empty
+        picture; elsewhere nothing can be said about the type of such a cell.
+    min_cells
+        Fewest cells: two to learn from, one to be looked at by a trained model.
+
+    Returns
+    -------
+    What was seen, with the genes that are zero everywhere.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than ``min_cells`` cells, values that the likelihood cannot take, or empty cells.
+
+    Warns
+    -----
+    UserWarning
+        When values under "normal" or "mse" are too large for logarithms.
+    """
+    check_likelihood(likelihood)
+    _check_shape(X, where, min_cells)
+    n_obs, n_vars = X.shape
+    in_cell = np.zeros(n_obs, dtype=np.int64)
+    in_gene = np.zeros(n_vars, dtype=np.int64)
+    lowest, highest, integral = np.inf, -np.inf, True
+    for row, column, block in iter_blocks(X):
+        values = block.data if sparse.issparse(block) else block
+        broken = _broken_rule(values, likelihood)
+        if broken is not None:
+            _raise_broken(block, *broken, (row, column), likelihood, where, obs_names, var_names)
+        if values.size:
+            lowest, highest = min(lowest, values.min()), max(highest, values.max())
+            integral = integral and (values.dtype.kind != "f" or bool((values == np.rint(values)).all()))
+        # Stored zeros are zeros: count what is not zero, not what is stored.
+        nonzero = block != 0
+        rows, columns = slice(row, row + block.shape[0]), slice(column, column + block.shape[1])
+        in_cell[rows] += np.asarray(nonzero.sum(axis=1)).ravel()
+        in_gene[columns] += np.asarray(nonzero.sum(axis=0)).ravel()
+    if in_cell.sum() < n_obs * n_vars:
+        lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+
+    if not (likelihood == "bernoulli" if allow_empty_cells is None else allow_empty_cells):
+        _check_empty_cells(np.flatnonzero(in_cell == 0), n_obs, where, obs_names)
+    if likelihood in LOG_LIKELIHOODS and highest > _LARGEST_LOG:
+        warnings.warn(
+            f"{where} has values up to {highest:g}; likelihood={likelihood!r} expects log values: take log1p of "
+            f"normalised values, or use likelihood='nb' on raw counts",
+            UserWarning,
+            stacklevel=2,
+        )
+    return ValuesReport(
+        n_obs=n_obs,
+        n_vars=n_vars,
+        minimum=float(lowest),
+        maximum=float(highest),
+        integral=integral,
+        density=float(in_cell.sum() / (n_obs * n_vars)),
+        empty_genes=np.flatnonzero(in_gene == 0),
+    )
+
+
+def _check_empty_cells(empty: np.ndarray, n_obs: int, where: str, obs_names: Sequence[str] | None) -> None:
+    if not empty.size:
+        return
+    named = ", ".join(str(i) if obs_names is None else repr(str(obs_names[i])) for i in empty[:_NAMED])
+    more = f" and {empty.size - _NAMED} more" if empty.size > _NAMED else ""
+    raise ValueError(
+        f"{where} has {empty.size} of {n_obs} cells without any value ({named}{more}); every cell needs at least one: "
+        f"drop them with adata[np.asarray(({where} != 0).sum(1)).ravel() > 0].copy()"
+    )
+
+
+def check_setup(adata: AnnData, layer: str | None = None, obs_keys: Sequence[str] = ()) -> None:
+    """Check that what :meth:`cplmixvi.CplMixVI.setup_anndata` is asked to register is there.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    layer
+        Name of a layer; None for ``adata.X``.
+    obs_keys
+        Columns of ``obs`` that are asked for.
+
+    Raises
+    ------
+    ValueError
+        When there are no cells or genes, gene names repeat, or the layer or a column is missing.
+    """
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed")
+    get_matrix(adata, layer)
+    if not adata.var_names.is_unique:
+        raise ValueError("adata.var_names has repeated names; call adata.var_names_make_unique() first")
+    missing = [key for key in obs_keys if key not in adata.obs]
+    if missing:
+        raise ValueError(
+            f"obs has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, adata.obs.columns[:20]))}"
+            f": name one of them"
+        )

@@ -1,0 +1,154 @@
+"""Matrices of any kind, read without making a large sparse one dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Entries (dense) or stored entries (sparse) looked at in one go.
+CHUNK_ENTRIES = 2**22
+
+
+def get_matrix(adata: AnnData, layer: str | None):
+    """``X`` or a layer, untouched: dense, sparse or a backed dataset of shape ``(n_obs, n_vars)``.
+
+    Raises
+    ------
+    ValueError
+        When there is no such layer, or no ``X``.
+    """
+    if layer is None:
+        if adata.X is None:
+            raise ValueError(f"adata.X is None; layers are {sorted(adata.layers)}: name one of them, or set adata.X")
+        return adata.X
+    if layer not in adata.layers:
+        raise ValueError(
+            f"layer {layer!r} given, adata has {sorted(adata.layers) or 'none'}: name one of them, or None for adata.X"
+        )
+    return adata.layers[layer]
+
+
+def _compression(X) -> str | None:
+    """'csr' or 'csc' for sparse matrices, sparse arrays and backed sparse datasets; None for dense values."""
+    if sparse.issparse(X):
+        return X.format
+    # anndata's backed CSRDataset and CSCDataset are no scipy objects but say how they are stored.
+    kind = getattr(X, "format", None)
+    return kind if kind in {"csr", "csc"} else None
+
+
+def iter_blocks(X, *, entries: int | None = None) -> Iterator[tuple[int, int, object]]:
+    """Cut a matrix along the axis that is cheap to cut.
+
+    Parameters
+    ----------
+    X
+        Dense or sparse, in memory or backed, ``(n_obs, n_vars)``.
+    entries
+        Entries per block, about. Default: 4 million.
+
+    Yields
+    ------
+    First row, first column and the block: an ndarray, or a scipy sparse matrix or array.
+    """
+    kind = _compression(X)
+    if sparse.issparse(X) and kind not in {"csr", "csc"}:
+        X, kind = X.tocsr(), "csr"
+    axis = 1 if kind == "csc" else 0
+    n_major = X.shape[axis]
+    # A backed sparse dataset does not tell cheaply how much it stores: cut it as if it were dense.
+    stored = X.nnz if sparse.issparse(X) else X.shape[0] * X.shape[1]
+    step = max(1, int((entries or CHUNK_ENTRIES) * n_major / max(stored, 1)))
+    for start in range(0, n_major, step):
+        block = X[:, start : start + step] if axis else X[start : start + step]
+        if hasattr(block, "compute"):
+            block = block.compute()
+        if not sparse.issparse(block):
+            block = np.asarray(block)
+        yield (0, start, block) if axis else (start, 0, block)
+
+
+def as_csr(adata: AnnData, layer: str | None = None, *, dtype=np.float32) -> sparse.csr_matrix:
+    """``X`` or a layer as a CSR matrix in memory, whatever it was.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, in memory or backed.
+    layer
+        Name of a layer; None for ``adata.X``.
+    dtype
+        Type of the values.
+
+    Returns
+    -------
+    CSR matrix of shape ``(n_obs, n_vars)``, with sorted indices. It shares memory with ``adata`` where that already
+    holds what is asked for.
+
+    Raises
+    ------
+    ValueError
+        When there is no such layer.
+    """
+    return to_csr(get_matrix(adata, layer), dtype=dtype)
+
+
+def to_csr(X, *, dtype=np.float32) -> sparse.csr_matrix:
+    """:func:`as_csr` for a bare matrix."""
+    if _compression(X) is not None and not sparse.issparse(X):
+        X = X.to_memory()
+    if sparse.issparse(X):
+        result = sparse.csr_matrix(X, dtype=dtype)
+    else:
+        result = sparse.vstack([sparse.csr_matrix(block, dtype=dtype) for _, _, block in iter_blocks(X)], format="csr")
+    if not result.has_sorted_indices:
+        result = result.sorted_indices()
+    return result
+
+
+def library_size(X) -> np.ndarray:
+    """Total of every cell, shape ``(n_obs,)``, float64; ``X`` of any kind, read in blocks."""
+    totals = np.zeros(X.shape[0])
+    for row, _, block in iter_blocks(X):
+        totals[row : row + block.shape[0]] += np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+    return totals
+
+
+def log_normalize(X, target: float | None = None):
+    """Logarithm of one plus counts scaled to the same total in every cell.
+
+    Parameters
+    ----------
+    X
+        Counts, ``(n_obs, n_vars)``, dense or sparse; not changed.
+    target
+        Total per cell after scaling. Default: median of the totals of cells that have any.
+
+    Returns
+    -------
+    Float32 values in natural-log units, CSR for sparse and ndarray for dense input. Cells without counts stay zero.
+
+    Raises
+    ------
+    ValueError
+        When ``target`` is not positive.
+    """
+    if target is not None and not target > 0:
+        raise ValueError(f"target={target} given, a positive total is needed: leave it out for the median")
+    is_sparse = _compression(X) is not None
+    values = to_csr(X, dtype=np.float32) if is_sparse else np.asarray(X, dtype=np.float32)
+    totals = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+    filled = totals > 0
+    if target is None:
+        target = float(np.median(totals[filled])) if filled.any() else 1.0
+    scale = np.divide(target, totals, out=np.zeros_like(totals), where=filled).astype(np.float32)
+    if not is_sparse:
+        return np.log1p(values * scale[:, None])
+    data = np.log1p(values.data * np.repeat(scale, np.diff(values.indptr)))
+    return sparse.csr_matrix((data, values.indices.copy(), values.indptr.copy()), shape=values.shape)

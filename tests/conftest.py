@@ -1,0 +1,47 @@
+"""Fixtures for all tests: one thread, fixed seeds, no windows, and a small AnnData whose truth is known."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import scvi
+import torch
+
+torch.set_num_threads(1)
+scvi.settings.dl_num_workers = 0
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same seeds before every test, whatever ran before it."""
+    scvi.settings.seed = 0
+    return 0
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of prepared data sets; skips without it, unless CPLMIXVI_REQUIRE_DATA=1 says it must be there."""
+    given = os.environ.get("CPLMIXVI_DATA_DIR", "")
+    if given and Path(given).is_dir():
+        return Path(given)
+    reason = f"CPLMIXVI_DATA_DIR is {given!r}, not a folder: point it at the prepared data sets"
+    if os.environ.get("CPLMIXVI_REQUIRE_DATA") == "1":
+        pytest.fail(f"{reason}, or unset CPLMIXVI_REQUIRE_DATA")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def make_counts():
+    """A factory of small AnnData of negative binomial counts, so that each test states only what matters to it."""
+    from cplmixvi import datasets
+
+    def make(n_obs=120, n_vars=60, n_types=3, seed=0, **options):
+        options = {"n_batches": 2, "n_markers": min(10, n_vars // n_types), "mean_counts": 20 * n_vars} | options
+        adata = datasets.simulate(n_obs, n_vars, n_types, seed=seed, **options)
+        adata.layers["counts"] = adata.X.copy()
+        return adata
+
+    return make
