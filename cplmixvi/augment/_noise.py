@@ -1,0 +1,35 @@
+"""Gaussian noise on values that are not counts."""
+
+from __future__ import annotations
+
+import torch
+
+from ._base import Augmenter
+
+
+class GaussianNoise(Augmenter):
+    r"""Add noise to the detected values: :math:`x_a = \max(x + \sigma\epsilon, 0)` where :math:`x > 0`.
+
+    Zeros stay zeros: an undetected gene is not made detected by noise.
+
+    Parameters
+    ----------
+    sd
+        Standard deviation :math:`\sigma` in the units of ``x`` (log values), at least 0.
+
+    Raises
+    ------
+    ValueError
+        If ``sd`` is negative.
+    """
+
+    def __init__(self, sd: float = 0.2):
+        super().__init__()
+        if sd < 0:
+            raise ValueError(f"sd={sd!r} is negative; give a standard deviation of at least 0.")
+        self.sd = float(sd)
+
+    def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Draw a noisy copy of ``x``, shape ``(n_cells, n_genes)``."""
+        noisy = (x + self.sd * torch.randn_like(x)).clamp_min(0)
+        return torch.where(x > 0, noisy, x)

@@ -1,0 +1,159 @@
+"""One arm: a variational autoencoder with a categorical and a continuous latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
+from scvi.nn import FCLayers
+from torch import nn
+from torch.distributions import Distribution
+
+from ._likelihoods import Likelihood
+
+#: Bounds of log q(s|c,x)'s variance: beyond them exp under- or overflows in float32 long before it helps.
+LOG_VARIANCE_RANGE = (-10.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What is known of a cell beside its values; enters encoder and decoder.
+
+    Attributes
+    ----------
+    categorical
+        One tensor per covariate (the batch first), each ``(n_cells, 1)``, integer codes.
+    continuous
+        ``(n_cells, n_continuous)`` or `None`.
+    """
+
+    categorical: tuple[torch.Tensor, ...] = ()
+    continuous: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ArmOutput:
+    r"""Posterior of one arm for a minibatch.
+
+    Attributes
+    ----------
+    log_qc
+        :math:`\log q(c\mid x)`, shape ``(n_cells, K)``, nats.
+    c
+        Sample (relaxed or one-hot) or the most probable category, shape ``([n_samples,] n_cells, K)``.
+    mean, variance
+        Of :math:`q(s\mid c, x)`, shape ``([n_samples,] n_cells, n_state)``.
+    s
+        Sample, same shape.
+    """
+
+    log_qc: torch.Tensor
+    c: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    s: torch.Tensor
+
+
+class Arm(nn.Module):
+    r"""Encoder, categorical head, state head and decoder of one arm (paper, Fig. 2b).
+
+    .. math::
+        h = f(x), \quad q(c\mid x) = \mathrm{softmax}(W h + b), \quad
+        q(s\mid c, x) = \mathcal N(\mu([h, c]), \sigma^2([h, c])), \quad p(x\mid s, c) = g([c, s])
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_categories, n_state
+        ``K`` and ``S``.
+    likelihood
+        Class of the observation model.
+    n_cats_per_cov
+        Number of levels of each categorical covariate, the batch first.
+    n_continuous
+        Number of continuous covariates.
+    n_hidden, n_layers, dropout_rate
+        Of encoder and decoder.
+    state_given_category
+        Whether the state head sees ``c`` (the paper's s not given c ablation sets it to False).
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_categories: int,
+        n_state: int,
+        likelihood: type[Likelihood],
+        *,
+        n_cats_per_cov: tuple[int, ...] = (),
+        n_continuous: int = 0,
+        n_hidden: int = 100,
+        n_layers: int = 2,
+        dropout_rate: float = 0.0,
+        state_given_category: bool = True,
+    ):
+        super().__init__()
+        self.n_categories = n_categories
+        self.state_given_category = state_given_category
+        shared = {"n_cat_list": n_cats_per_cov, "n_cont": n_continuous, "n_layers": n_layers, "n_hidden": n_hidden}
+        # Covariates enter the first layer only: the later ones would let the network undo the correction.
+        self.encoder = FCLayers(n_input, n_hidden, dropout_rate=dropout_rate, inject_covariates=False, **shared)
+        self.category_head = nn.Linear(n_hidden, n_categories)
+        n_head = n_hidden + (n_categories if state_given_category else 0)
+        self.state_mean = nn.Linear(n_head, n_state)
+        self.state_log_variance = nn.Linear(n_head, n_state)
+        self.decoder = FCLayers(
+            n_categories + n_state, n_hidden, dropout_rate=0.0, use_batch_norm=False, inject_covariates=False, **shared
+        )
+        self.likelihood = likelihood(n_hidden, n_input)
+
+    def encode(self, x: torch.Tensor, covariates: Covariates) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden layer ``(n_cells, n_hidden)`` and log q(c|x) ``(n_cells, K)`` of encoder inputs ``x``."""
+        hidden = self.encoder(x, *covariates.categorical, cont=covariates.continuous)
+        return hidden, torch.log_softmax(self.category_head(hidden), dim=-1)
+
+    def sample_category(self, log_qc: torch.Tensor, temperature: float, hard: bool) -> torch.Tensor:
+        """Gumbel-softmax sample of ``c``, relaxed or straight-through, shape of ``log_qc``."""
+        cls = RelaxedOneHotCategoricalStraightThrough if hard else RelaxedOneHotCategorical
+        temperature = torch.as_tensor(temperature, device=log_qc.device, dtype=log_qc.dtype)
+        return cls(temperature, logits=log_qc, validate_args=False).rsample()
+
+    def state(self, hidden: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of q(s|c,x), each ``([n_samples,] n_cells, n_state)``."""
+        head = hidden.expand(*c.shape[:-1], hidden.shape[-1])
+        if self.state_given_category:
+            head = torch.cat([head, c], dim=-1)
+        log_variance = self.state_log_variance(head).clamp(*LOG_VARIANCE_RANGE)
+        return self.state_mean(head), log_variance.exp()
+
+    def decode(self, c: torch.Tensor, s: torch.Tensor, library: torch.Tensor, covariates: Covariates) -> Distribution:
+        """Distribution of the values given ``c`` ``([n_samples,] n_cells, K)`` and ``s``."""
+        hidden = self.decoder(torch.cat([c, s], dim=-1), *covariates.categorical, cont=covariates.continuous)
+        return self.likelihood(hidden, library)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        covariates: Covariates,
+        *,
+        temperature: float,
+        hard: bool,
+        sample: bool,
+        n_samples: int = 1,
+    ) -> ArmOutput:
+        """Infer category and state of encoder inputs ``x`` of shape ``(n_cells, n_genes)``.
+
+        With ``sample`` the category is drawn (relaxed in training, exactly otherwise); without, it is the most
+        probable one. The state is always drawn by the Gaussian reparameterisation.
+        """
+        hidden, log_qc = self.encode(x, covariates)
+        if self.training:
+            c = self.sample_category(log_qc, temperature, hard)
+        else:
+            logits = log_qc.expand(n_samples, *log_qc.shape) if n_samples > 1 else log_qc
+            drawn = torch.distributions.Categorical(logits=logits).sample() if sample else logits.argmax(-1)
+            c = nn.functional.one_hot(drawn, self.n_categories).to(log_qc.dtype)
+        mean, variance = self.state(hidden, c)
+        return ArmOutput(log_qc, c, mean, variance, mean + variance.sqrt() * torch.randn_like(mean))

@@ -1,0 +1,343 @@
+"""The coupled arms as one scvi-tools module: inference, generative model and objective."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import nn
+from torch.distributions import Distribution, Normal
+
+from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS
+from cplmixvi.augment import Augmenter, Identity
+
+from ._arm import Arm, ArmOutput, Covariates
+from ._coupling import Coupling
+from ._likelihoods import likelihood_class
+from ._losses import coupled_objective, kl_normal, negative_entropy
+
+
+class CplMixVAE(BaseModuleClass):
+    r"""``n_arms`` mixture VAEs that must agree on each cell's category (paper, Eq. 8).
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_categories, n_state, n_arms
+        ``K``, ``S`` and ``A``.
+    n_batch, n_cats_per_cov, n_continuous_cov
+        Levels of the batch and of further categorical covariates, number of continuous ones.
+    likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"`` on counts; ``"normal"``, ``"mse"`` on log values; ``"bernoulli"``.
+    augmenter
+        Draws the arms' copies in training; inference always sees the cell itself.
+    n_hidden, n_layers, dropout_rate
+        Of every encoder and decoder; dropout in the encoder only.
+    temperature
+        Of the Gumbel-softmax in training.
+    hard
+        Straight-through instead of relaxed samples of the category.
+    beta
+        Weight of the states' divergence.
+    state_given_category
+        Whether q(s|c,x) sees ``c``.
+    target_library
+        Depth to which counts are scaled before the logarithm that the encoder reads (the median library size of
+        the training data, molecules).
+    distance, lam, epsilon, dual_rate, variance_momentum
+        See :class:`~cplmixvi.module.Coupling`.
+
+    Notes
+    -----
+    The states of different arms have coordinates of their own: ``qz`` and ``z``, which scvi-tools' getters read,
+    are those of arm 0. ``px`` averages the arms' decoded parameters, which do share their coordinates (genes).
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_categories: int,
+        n_state: int = 2,
+        n_arms: int = 2,
+        n_batch: int = 1,
+        n_cats_per_cov: tuple[int, ...] = (),
+        n_continuous_cov: int = 0,
+        likelihood: str = "nb",
+        augmenter: Augmenter | None = None,
+        n_hidden: int = 100,
+        n_layers: int = 2,
+        dropout_rate: float = 0.0,
+        temperature: float = 1.0,
+        hard: bool = False,
+        beta: float = 1.0,
+        state_given_category: bool = True,
+        target_library: float = 1e4,
+        distance: str = "perturbed",
+        lam: float = 1.0,
+        epsilon: float | None = None,
+        dual_rate: float = 0.05,
+        variance_momentum: float = 0.1,
+    ):
+        super().__init__()
+        self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
+        self.on_counts = likelihood in COUNT_LIKELIHOODS
+        self.temperature, self.hard, self.beta = temperature, hard, beta
+        self.augmenter = augmenter or Identity()
+        self.coupling = Coupling(
+            n_arms,
+            n_categories,
+            distance=distance,
+            lam=lam,
+            epsilon=epsilon,
+            dual_rate=dual_rate,
+            momentum=variance_momentum,
+        )
+        self.register_buffer("target_library", torch.tensor(float(target_library)))
+        self.arms = nn.ModuleList(
+            Arm(
+                n_input,
+                n_categories,
+                n_state,
+                likelihood_class(likelihood),
+                n_cats_per_cov=(n_batch, *n_cats_per_cov),
+                n_continuous=n_continuous_cov,
+                n_hidden=n_hidden,
+                n_layers=n_layers,
+                dropout_rate=dropout_rate,
+                state_given_category=state_given_category,
+            )
+            for _ in range(n_arms)
+        )
+
+    # ------------------------------------------------------------------ inputs
+
+    @torch.no_grad()
+    def draw_copies(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One independent copy of the minibatch per arm, shape ``(n_arms, n_cells, n_genes)``."""
+        x = tensors[REGISTRY_KEYS.X_KEY].float()
+        return torch.stack([self.augmenter(x, tensors) for _ in range(self.n_arms)])
+
+    def encoder_input(self, x: torch.Tensor) -> torch.Tensor:
+        r"""What an encoder reads: :math:`\log(1 + x\,\ell_0/\ell)` of counts, other values unchanged."""
+        if not self.on_counts:
+            return x
+        return torch.log1p(x * (self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0)))
+
+    def _covariates(self, tensors: dict[str, torch.Tensor]) -> Covariates:
+        categorical = [tensors[REGISTRY_KEYS.BATCH_KEY]]
+        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
+            categorical += torch.split(tensors[REGISTRY_KEYS.CAT_COVS_KEY], 1, dim=1)
+        continuous = tensors.get(REGISTRY_KEYS.CONT_COVS_KEY)
+        return Covariates(
+            tuple(code.long() for code in categorical), None if continuous is None else continuous.float()
+        )
+
+    def _get_inference_input(self, tensors: dict[str, torch.Tensor], full_forward_pass: bool = False) -> dict:
+        return {
+            "x": tensors[REGISTRY_KEYS.X_KEY].float(),
+            "covariates": self._covariates(tensors),
+            "copies": tensors.get(COPIES_KEY),
+            "sample": full_forward_pass,
+        }
+
+    def _get_generative_input(self, tensors: dict[str, torch.Tensor], inference_outputs: dict) -> dict:
+        return {
+            "arms": inference_outputs["arms"],
+            "library": self._library(tensors, inference_outputs["views"]),
+            "covariates": self._covariates(tensors),
+        }
+
+    def _library(self, tensors: dict[str, torch.Tensor], views: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Library size of what each arm saw; a registered size factor is scaled by the share that was kept."""
+        totals = [view.sum(-1, keepdim=True) for view in views]
+        size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        if size_factor is not None:
+            whole = tensors[REGISTRY_KEYS.X_KEY].sum(-1, keepdim=True).clamp_min(1.0)
+            return [size_factor * (total / whole).clamp_min(1e-6) for total in totals]
+        # A copy may have lost every molecule; a rate of zero has no likelihood.
+        return [total.clamp_min(1.0) for total in totals]
+
+    # ------------------------------------------------------------------- model
+
+    @auto_move_data
+    def inference(
+        self,
+        x: torch.Tensor,
+        covariates: Covariates,
+        copies: torch.Tensor | None = None,
+        sample: bool = False,
+        n_samples: int = 1,
+    ) -> dict:
+        """Posterior of every arm.
+
+        Parameters
+        ----------
+        x
+            Values, shape ``(n_cells, n_genes)``.
+        covariates
+            See :class:`~cplmixvi.module.Covariates`.
+        copies
+            The arms' copies, shape ``(n_arms, n_cells, n_genes)``; without them every arm sees ``x``.
+        sample
+            Draw the category instead of taking the most probable one (always so in training).
+        n_samples
+            Number of posterior samples; the category is drawn for each when there are several.
+
+        Returns
+        -------
+        dict
+            ``arms``: a list of :class:`~cplmixvi.module.ArmOutput`; ``views``: what each arm saw; ``qz`` and ``z``:
+            posterior and sample of arm 0's state.
+        """
+        views = list(copies) if copies is not None else [x] * self.n_arms
+        outputs = [
+            arm(
+                self.encoder_input(view),
+                covariates,
+                temperature=self.temperature,
+                hard=self.hard,
+                sample=sample or n_samples > 1,
+                n_samples=n_samples,
+            )
+            for arm, view in zip(self.arms, views, strict=True)
+        ]
+        first = outputs[0]
+        return {"arms": outputs, "views": views, "qz": Normal(first.mean, first.variance.sqrt()), "z": first.s}
+
+    @auto_move_data
+    def generative(
+        self,
+        arms: list[ArmOutput],
+        library: list[torch.Tensor],
+        covariates: Covariates,
+        transform_batch: torch.Tensor | int | None = None,
+    ) -> dict[str, Distribution | list[Distribution] | None]:
+        """Decode every arm.
+
+        Parameters
+        ----------
+        arms
+            Posteriors from :meth:`inference`.
+        library
+            Molecules per cell for every arm, each ``(n_cells, 1)``.
+        covariates
+            See :class:`~cplmixvi.module.Covariates`.
+        transform_batch
+            Decode all cells as if they came from this batch (code).
+
+        Returns
+        -------
+        dict
+            ``px_arms``: one distribution per arm; ``px``: their average (`None` in training); ``pz``: prior of ``s``.
+        """
+        if transform_batch is not None:
+            batch, *rest = covariates.categorical
+            covariates = Covariates((torch.full_like(batch, int(transform_batch)), *rest), covariates.continuous)
+        px_arms = [
+            arm.decode(output.c, output.s, size, covariates)
+            for arm, output, size in zip(self.arms, arms, library, strict=True)
+        ]
+        px = None if self.training else self.arms[0].likelihood.mean_over_arms(px_arms)
+        zeros = torch.zeros_like(arms[0].mean)
+        return {"px_arms": px_arms, "px": px, "pz": Normal(zeros, torch.ones_like(zeros))}
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        kl_weight: torch.Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Objective of a minibatch and the terms that are logged.
+
+        ``reconstruction_loss`` and ``kl_local`` (states, and categories against the uniform prior) are means over
+        arms in nats per cell, so that their sum is a negative evidence lower bound whatever the coupling.
+        """
+        outputs: list[ArmOutput] = inference_outputs["arms"]
+        reconstruction = -torch.stack(
+            [
+                arm.likelihood.log_prob(px, view)
+                for arm, px, view in zip(
+                    self.arms, generative_outputs["px_arms"], inference_outputs["views"], strict=True
+                )
+            ]
+        )
+        kl_state = torch.stack([kl_normal(output.mean, output.variance) for output in outputs])
+        log_qc = torch.stack([output.log_qc for output in outputs])
+        neg_entropy = negative_entropy(log_qc.exp())
+        distance2 = self.coupling(log_qc)
+        objective = coupled_objective(
+            reconstruction,
+            kl_state,
+            neg_entropy,
+            distance2,
+            lam=self.coupling.lam,
+            beta=self.beta * kl_weight,
+            constrained=self.coupling.constrained,
+        )
+        n_pairs = max(self.coupling.n_pairs, 1)
+        labels = log_qc.argmax(-1)
+        return LossOutput(
+            loss=objective.mean(),
+            reconstruction_loss=reconstruction.mean(0),
+            kl_local={"kl_state": kl_state.mean(0), "kl_category": neg_entropy.mean(0) + math.log(self.n_categories)},
+            extra_metrics={
+                "distance": distance2.detach().mean() / n_pairs,
+                "entropy": -neg_entropy.detach().mean(),
+                "agreement": pairwise_agreement(labels).mean(),
+                "lambda": self.coupling.lam.clone(),
+            },
+        )
+
+    @torch.inference_mode()
+    def sample(
+        self, tensors: dict[str, torch.Tensor], n_samples: int = 1, generative_kwargs: dict | None = None
+    ) -> torch.Tensor:
+        """Draw from the posterior predictive of the averaged arms.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        n_samples
+            Draws per cell.
+        generative_kwargs
+            Of :meth:`generative`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n_cells, n_genes)``, with a last axis ``n_samples`` if there are several.
+        """
+        _, generative_outputs = self.forward(
+            tensors,
+            inference_kwargs={"n_samples": n_samples},
+            generative_kwargs=generative_kwargs,
+            compute_loss=False,
+        )
+        drawn = generative_outputs["px"].sample()
+        return drawn.movedim(0, -1).cpu() if n_samples > 1 else drawn.cpu()
+
+
+def pairwise_agreement(labels: torch.Tensor) -> torch.Tensor:
+    """Share of arm pairs that give a cell the same label; ``nan`` with one arm.
+
+    Parameters
+    ----------
+    labels
+        Integer labels, shape ``(n_arms, n_cells)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(n_cells,)``.
+    """
+    n_arms = len(labels)
+    if n_arms < 2:
+        return torch.full(labels.shape[1:], torch.nan, device=labels.device)
+    equal = sum((labels[a] == labels[b]).float() for a in range(n_arms) for b in range(a + 1, n_arms))
+    return equal / (n_arms * (n_arms - 1) / 2)

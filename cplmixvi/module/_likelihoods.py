@@ -1,0 +1,214 @@
+"""Observation models: what a decoder's output means, and what an encoder reads."""
+
+from __future__ import annotations
+
+import torch
+from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
+from torch import nn
+from torch.distributions import Bernoulli, Distribution
+
+from cplmixvi._constants import LIKELIHOODS
+
+from ._losses import negative_binomial_log_prob
+
+
+class GeneBernoulli(Bernoulli):
+    """Bernoulli with the accessor that scvi-tools' expression getters call."""
+
+    def get_normalized(self, key: str) -> torch.Tensor:
+        """Probability of detection, whatever the ``key``."""
+        return self.probs
+
+    def __getitem__(self, index) -> GeneBernoulli:
+        """Index the parameters, as the distributions of scvi-tools allow."""
+        return GeneBernoulli(logits=self.logits[index], validate_args=False)
+
+
+class Likelihood(nn.Module):
+    r"""One arm's :math:`p(x\mid s, c)` given the decoder's last hidden layer.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the decoder's last layer.
+    n_genes
+        Number of genes.
+    """
+
+    #: Number of decoder outputs per gene.
+    n_outputs: int = 1
+    #: Whether the mean is a share of the library size.
+    uses_library: bool = False
+
+    def __init__(self, n_hidden: int, n_genes: int):
+        super().__init__()
+        self.n_genes = n_genes
+        self.output = nn.Linear(n_hidden, n_genes * self.n_outputs)
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """Distribution of the values.
+
+        Parameters
+        ----------
+        hidden
+            Shape ``(..., n_cells, n_hidden)``.
+        library
+            Molecules per cell, shape ``(n_cells, 1)``; only count likelihoods use it.
+
+        Returns
+        -------
+        torch.distributions.Distribution
+            Batch shape ``(..., n_cells, n_genes)``.
+        """
+        raise NotImplementedError
+
+    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
+        """Log-likelihood summed over genes, nats, shape ``(..., n_cells)``."""
+        return px.log_prob(x).sum(-1)
+
+    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
+        """The distribution whose parameters are the arms' averages, for getters."""
+        raise NotImplementedError
+
+
+def _average(distributions: list[Distribution], name: str) -> torch.Tensor:
+    return torch.stack([getattr(px, name) for px in distributions]).mean(0)
+
+
+class PoissonLikelihood(Likelihood):
+    r""":math:`x_g\sim\mathrm{Poisson}(\ell\,\rho_g)`, :math:`\rho=\mathrm{softmax}(\cdot)`."""
+
+    uses_library = True
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """See :meth:`Likelihood.forward`."""
+        scale = torch.softmax(self.output(hidden), dim=-1)
+        return Poisson(rate=library * scale, scale=scale)
+
+    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
+        """See :meth:`Likelihood.mean_over_arms`."""
+        return Poisson(rate=_average(distributions, "rate"), scale=_average(distributions, "scale"))
+
+
+class NegativeBinomialLikelihood(Likelihood):
+    r""":math:`x_g\sim\mathrm{NB}(\ell\,\rho_g, \theta_g)`, :math:`\rho=\mathrm{softmax}(\cdot)`."""
+
+    uses_library = True
+
+    def __init__(self, n_hidden: int, n_genes: int):
+        super().__init__(n_hidden, n_genes)
+        self.log_theta = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """See :meth:`Likelihood.forward`."""
+        scale = torch.softmax(self.output(hidden), dim=-1)
+        return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
+
+    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
+        """See :func:`~cplmixvi.module._losses.negative_binomial_log_prob`."""
+        return negative_binomial_log_prob(x, px.mu, px.theta)
+
+    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
+        """See :meth:`Likelihood.mean_over_arms`."""
+        mu, theta, scale = (_average(distributions, name) for name in ("mu", "theta", "scale"))
+        return NegativeBinomial(mu=mu, theta=theta, scale=scale)
+
+
+class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
+    """Negative binomial with a decoded probability of an extra zero per gene."""
+
+    n_outputs = 2
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """See :meth:`Likelihood.forward`."""
+        logits, zero_logits = self.output(hidden).split(self.n_genes, dim=-1)
+        scale = torch.softmax(logits, dim=-1)
+        return ZeroInflatedNegativeBinomial(
+            mu=library * scale, theta=self.log_theta.exp(), zi_logits=zero_logits, scale=scale
+        )
+
+    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Likelihood.log_prob`."""
+        return Likelihood.log_prob(self, px, x)
+
+    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
+        """See :meth:`Likelihood.mean_over_arms`."""
+        mu, theta, scale, zi_logits = (_average(distributions, name) for name in ("mu", "theta", "scale", "zi_logits"))
+        return ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi_logits, scale=scale)
+
+
+class NormalLikelihood(Likelihood):
+    r""":math:`x_g\sim\mathcal N(\mu_g, \sigma_g^2)` on log values, one learnt variance per gene."""
+
+    #: Smallest standard deviation: a gene that is constant must not have an unbounded likelihood.
+    min_scale = 0.05
+
+    def __init__(self, n_hidden: int, n_genes: int):
+        super().__init__(n_hidden, n_genes)
+        self.log_scale = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """See :meth:`Likelihood.forward`."""
+        mean = self.output(hidden)
+        scale = (self.log_scale.exp() + self.min_scale).expand_as(mean)
+        return Normal(mean, scale, normal_mu=mean)
+
+    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
+        """See :meth:`Likelihood.mean_over_arms`."""
+        mean = _average(distributions, "loc")
+        return Normal(mean, _average(distributions, "scale"), normal_mu=mean)
+
+
+class SquaredErrorLikelihood(NormalLikelihood):
+    r"""Normal of unit variance without its constant: :math:`-\tfrac12\sum_g(x_g-\hat x_g)^2`, as in the paper."""
+
+    def __init__(self, n_hidden: int, n_genes: int):
+        Likelihood.__init__(self, n_hidden, n_genes)
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """See :meth:`Likelihood.forward`."""
+        mean = self.output(hidden)
+        return Normal(mean, torch.ones_like(mean), normal_mu=mean)
+
+    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
+        """Minus half the squared error, shape ``(..., n_cells)``."""
+        return -0.5 * (x - px.loc).square().sum(-1)
+
+
+class BernoulliLikelihood(Likelihood):
+    r""":math:`x_g\sim\mathrm{Bernoulli}(\pi_g)` on values in ``[0, 1]`` (binary pixels, detection)."""
+
+    def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
+        """See :meth:`Likelihood.forward`."""
+        # Greyscale pixels lie between 0 and 1: the cross-entropy is defined there, the distribution's check is not.
+        return GeneBernoulli(logits=self.output(hidden), validate_args=False)
+
+    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
+        """See :meth:`Likelihood.mean_over_arms`."""
+        return GeneBernoulli(probs=_average(distributions, "probs"), validate_args=False)
+
+
+_CLASSES: dict[str, type[Likelihood]] = {
+    "nb": NegativeBinomialLikelihood,
+    "zinb": ZeroInflatedLikelihood,
+    "poisson": PoissonLikelihood,
+    "normal": NormalLikelihood,
+    "mse": SquaredErrorLikelihood,
+    "bernoulli": BernoulliLikelihood,
+}
+
+
+def likelihood_class(name: str) -> type[Likelihood]:
+    """Class of a likelihood by its name.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not among ``nb, zinb, poisson, normal, mse, bernoulli``.
+    """
+    if name not in _CLASSES:
+        raise ValueError(
+            f"likelihood={name!r} is not known; use {', '.join(map(repr, LIKELIHOODS))} "
+            "('nb' for raw counts, 'normal' for log values, 'bernoulli' for values in [0, 1])."
+        )
+    return _CLASSES[name]

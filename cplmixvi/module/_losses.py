@@ -1,0 +1,125 @@
+"""Terms of the objective as pure functions of tensors; every one returns one value per cell."""
+
+from __future__ import annotations
+
+import torch
+
+from ._simplex import EPS
+
+
+def kl_normal(
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    prior_mean: torch.Tensor | float = 0.0,
+    prior_variance: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    r"""Divergence of a diagonal Gaussian from its prior, summed over dimensions.
+
+    .. math:: \tfrac12\sum_d \left(\frac{\sigma_d^2 + (\mu_d-m_d)^2}{v_d} - 1 - \log\frac{\sigma_d^2}{v_d}\right)
+
+    Parameters
+    ----------
+    mean, variance
+        Of :math:`q(s\mid c, x)`, shape ``(..., n_state)``.
+    prior_mean, prior_variance
+        Of :math:`p(s\mid c)`, broadcastable; the standard normal by default.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats, shape ``(...)``.
+    """
+    ratio = variance / prior_variance
+    return 0.5 * (ratio + (mean - prior_mean).square() / prior_variance - 1 - torch.log(ratio)).sum(-1)
+
+
+def negative_entropy(p: torch.Tensor, eps: float = EPS) -> torch.Tensor:
+    r""":math:`-H(p) = \sum_k p_k \log(p_k + \epsilon)` in nats, shape ``(...)`` for ``(..., K)``."""
+    return (p * torch.log(p + eps)).sum(-1)
+
+
+def half_squared_error(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    r""":math:`\tfrac12\sum_g (x_g - \hat x_g)^2`, shape ``(...)`` for ``(..., n_genes)``."""
+    return 0.5 * (x - mean).square().sum(-1)
+
+
+def negative_binomial_log_prob(
+    x: torch.Tensor, mu: torch.Tensor, theta: torch.Tensor, eps: float = EPS
+) -> torch.Tensor:
+    r"""Log-probability of counts, summed over genes.
+
+    .. math::
+        \log\Gamma(x+\theta) - \log\Gamma(\theta) - \log\Gamma(x+1)
+        + \theta\log\frac{\theta}{\theta+\mu} + x\log\frac{\mu}{\theta+\mu}
+
+    The gamma functions cancel where ``x`` is zero, which is most entries of a count matrix, and their derivatives
+    cost more than all matrix products of a step: they are computed for the other entries only.
+
+    Parameters
+    ----------
+    x
+        Counts, shape ``(n_cells, n_genes)``.
+    mu
+        Means, shape ``([n_samples,] n_cells, n_genes)``.
+    theta
+        Inverse dispersions, broadcastable to ``mu``.
+    eps
+        Added inside logarithms.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats, shape of ``mu`` without the genes.
+    """
+    log_theta_mu = torch.log(theta + mu + eps)
+    everywhere = theta * (torch.log(theta + eps) - log_theta_mu) + x * (torch.log(mu + eps) - log_theta_mu)
+    cell, gene = x.nonzero(as_tuple=True)
+    count = x[cell, gene]
+    size = theta.expand_as(mu)[..., cell, gene]
+    gammas = torch.lgamma(count + size) - torch.lgamma(size) - torch.lgamma(count + 1)
+    total = everywhere.sum(-1)
+    return total.index_add(-1, cell, gammas)
+
+
+def coupled_objective(
+    reconstruction: torch.Tensor,
+    kl_state: torch.Tensor,
+    neg_entropy: torch.Tensor,
+    distance2: torch.Tensor,
+    *,
+    lam: torch.Tensor | float,
+    beta: torch.Tensor | float,
+    constrained: bool = False,
+) -> torch.Tensor:
+    r"""Negative of the paper's Eq. 8, or of the Lagrangian of its Eq. 9, per cell.
+
+    Eq. 8: :math:`\sum_a (A-1)(\mathrm{rec}_a + \beta\,\mathrm{KL}_a - H_a) + \lambda\sum_{a<b} d^2_{ab}`, because
+    each arm takes part in :math:`A-1` pairs and every pair carries both entropies. Eq. 9 has weight 1 in front
+    of each arm and bounds each arm's distances, so its multiplier meets the mean over pairs.
+    With one arm both are the evidence lower bound of Eq. 3 under a uniform prior over categories (up to
+    :math:`\log K`).
+
+    Parameters
+    ----------
+    reconstruction, kl_state, neg_entropy
+        Per arm and cell, shape ``(n_arms, n_cells)``, nats.
+    distance2
+        Sum over pairs, shape ``(n_cells,)``.
+    lam
+        Coupling :math:`\lambda \ge 0`.
+    beta
+        Weight of the states' divergence.
+    constrained
+        Use the weights of Eq. 9.
+
+    Returns
+    -------
+    torch.Tensor
+        To be minimised, shape ``(n_cells,)``.
+    """
+    n_arms = len(reconstruction)
+    per_arm = (reconstruction + beta * kl_state + neg_entropy).sum(0)
+    if constrained:
+        n_pairs = max(n_arms * (n_arms - 1) // 2, 1)
+        return per_arm + lam * distance2 / n_pairs
+    return max(n_arms - 1, 1) * per_arm + lam * distance2

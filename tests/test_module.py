@@ -1,0 +1,210 @@
+"""The coupled arms as a module: posteriors, copies, likelihoods, coupling."""
+
+import math
+
+import pytest
+import torch
+from scvi import REGISTRY_KEYS
+
+from cplmixvi._constants import COPIES_KEY
+from cplmixvi.augment import CountThinning
+from cplmixvi.module import Coupling, CplMixVAE
+
+N_CELLS, N_GENES = 24, 15
+ALL = ("nb", "zinb", "poisson", "normal", "mse", "bernoulli")
+
+
+def minibatch(likelihood="nb", **extra):
+    values = torch.poisson(torch.rand(N_CELLS, N_GENES) * 3) + (torch.arange(N_GENES) == 0)
+    if likelihood in ("normal", "mse"):
+        values = torch.log1p(values)
+    if likelihood == "bernoulli":
+        values = (values > 1).float()
+    return {
+        REGISTRY_KEYS.X_KEY: values,
+        REGISTRY_KEYS.BATCH_KEY: torch.randint(0, 2, (N_CELLS, 1)),
+        **extra,
+    }
+
+
+def make_module(likelihood="nb", **options):
+    options = {"n_categories": 4, "n_state": 2, "n_batch": 2, "n_hidden": 12} | options
+    return CplMixVAE(N_GENES, likelihood=likelihood, **options)
+
+
+@pytest.mark.parametrize("likelihood", ALL)
+@pytest.mark.parametrize("n_arms", [1, 3])
+@pytest.mark.parametrize("hard", [False, True])
+def test_every_parameter_of_every_arm_learns(likelihood, n_arms, hard):
+    module, tensors = make_module(likelihood, n_arms=n_arms, hard=hard), minibatch(likelihood)
+    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    module(tensors)[2].loss.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0 or "bias" in name, name
+
+
+@pytest.mark.parametrize("likelihood", ALL)
+def test_a_few_steps_lower_the_loss(likelihood):
+    module, tensors = make_module(likelihood), minibatch(likelihood)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    trace = []
+    for _ in range(60):
+        loss = module(tensors)[2]
+        optimizer.zero_grad()
+        loss.loss.backward()
+        optimizer.step()
+        trace.append(loss.reconstruction_loss_sum.item())
+    assert sum(trace[-5:]) < sum(trace[:5])
+
+
+def test_category_head_has_one_softmax_and_samples_lie_on_the_simplex():
+    module, tensors = make_module(), minibatch()
+    arms = module.inference(**module._get_inference_input(tensors))["arms"]
+    for arm, output in zip(module.arms, arms, strict=True):
+        assert torch.allclose(output.log_qc.exp().sum(-1), torch.ones(N_CELLS), atol=1e-5)
+        assert torch.allclose(output.c.sum(-1), torch.ones(N_CELLS), atol=1e-5)
+        hidden, log_qc = arm.encode(module.encoder_input(tensors["X"]), module._covariates(tensors))
+        assert torch.allclose(log_qc, torch.log_softmax(arm.category_head(hidden), -1))
+
+
+def test_gumbel_samples_follow_the_probabilities():
+    module = make_module(n_arms=1)
+    log_qc = torch.log(torch.tensor([[0.6, 0.3, 0.08, 0.02]])).expand(20_000, 4)
+    drawn = module.arms[0].sample_category(log_qc, 0.5, hard=True)
+    assert torch.equal(drawn.detach().round(), drawn.detach())
+    assert torch.allclose(drawn.mean(0), log_qc[0].exp(), atol=0.02)
+
+
+def test_state_noise_is_gaussian_and_depends_on_the_category():
+    module, tensors = make_module(n_arms=1), minibatch()
+    module.eval()
+    arm, covariates = module.arms[0], module._covariates(tensors)
+    draws = torch.stack([arm(tensors["X"], covariates, temperature=1, hard=False, sample=False).s for _ in range(2000)])
+    output = arm(tensors["X"], covariates, temperature=1, hard=False, sample=False)
+    standardised = (draws - output.mean) / output.variance.sqrt()
+    assert abs(standardised.mean()) < 0.02
+    assert abs(standardised.std() - 1) < 0.02
+    hidden, _ = arm.encode(tensors["X"], covariates)
+    first, second = (
+        arm.state(hidden, torch.nn.functional.one_hot(torch.full((N_CELLS,), k), 4).float())[0] for k in (0, 1)
+    )
+    assert not torch.allclose(first, second)
+    free = make_module(n_arms=1, state_given_category=False).arms[0]
+    assert torch.equal(*(free.state(hidden, torch.eye(4)[k].expand(N_CELLS, 4))[0] for k in (0, 1)))
+
+
+def test_arms_get_independent_copies_and_their_own_library_size():
+    module, tensors = make_module(augmenter=CountThinning(0.5), n_arms=2), minibatch()
+    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    assert not torch.equal(*tensors[COPIES_KEY])
+    inference = module.inference(**module._get_inference_input(tensors))
+    library = module._get_generative_input(tensors, inference)["library"]
+    for copy, size in zip(tensors[COPIES_KEY], library, strict=True):
+        assert torch.equal(size, copy.sum(-1, keepdim=True).clamp_min(1))
+
+
+def test_a_registered_size_factor_follows_the_thinned_share():
+    module = make_module(augmenter=CountThinning(0.5))
+    tensors = minibatch(**{REGISTRY_KEYS.SIZE_FACTOR_KEY: torch.full((N_CELLS, 1), 7.0)})
+    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    inference = module.inference(**module._get_inference_input(tensors))
+    library = module._get_generative_input(tensors, inference)["library"]
+    share = tensors[COPIES_KEY][0].sum(-1) / tensors["X"].sum(-1)
+    assert torch.allclose(library[0].squeeze(), 7 * share)
+
+
+def test_inference_sees_the_cell_itself():
+    module, tensors = make_module(augmenter=CountThinning(0.2)), minibatch()
+    module.eval()
+    first, second = (module.inference(**module._get_inference_input(tensors))["arms"][0].log_qc for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_encoders_do_not_read_sequencing_depth(likelihood):
+    module = make_module(likelihood)
+    x = minibatch()["X"]
+    assert torch.allclose(module.encoder_input(x), module.encoder_input(3 * x), atol=1e-5)
+
+
+def test_covariates_enter_encoder_and_decoder():
+    module = make_module(n_cats_per_cov=(3,), n_continuous_cov=2, n_arms=1).eval()
+    extra = {
+        REGISTRY_KEYS.CAT_COVS_KEY: torch.randint(0, 3, (N_CELLS, 1)),
+        REGISTRY_KEYS.CONT_COVS_KEY: torch.randn(N_CELLS, 2),
+    }
+    tensors = minibatch(**extra)
+
+    def results(tensors):
+        torch.manual_seed(0)
+        inference = module.inference(**module._get_inference_input(tensors))
+        generative = module.generative(**module._get_generative_input(tensors, inference))
+        return inference["arms"][0].log_qc, generative["px"].scale
+
+    before = results(tensors)
+    for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY):
+        changed = results({**tensors, key: 1 - tensors[key].clamp(0, 1)})
+        assert not torch.allclose(before[0], changed[0]), key
+        assert not torch.allclose(before[1], changed[1]), key
+
+
+def test_average_of_arms_is_the_average_expression():
+    module, tensors = make_module().eval(), minibatch()
+    inference = module.inference(**module._get_inference_input(tensors))
+    generative = module.generative(**module._get_generative_input(tensors, inference))
+    expected = sum(px.scale for px in generative["px_arms"]) / 2
+    assert torch.allclose(generative["px"].get_normalized("scale"), expected)
+
+
+def test_elbo_terms_are_those_of_a_uniform_prior():
+    module, tensors = make_module(n_arms=1).eval(), minibatch()
+    _, _, output = module(tensors, get_inference_input_kwargs={"full_forward_pass": True})
+    kl = output.kl_local["kl_category"]
+    assert (kl >= -1e-5).all()
+    assert (kl <= math.log(4) + 1e-5).all()
+    total = output.reconstruction_loss["reconstruction_loss"] + output.kl_local["kl_state"] + kl
+    assert torch.allclose(output.loss, total.mean() - math.log(4), rtol=1e-5)
+
+
+def test_lambda_rises_under_disagreement_and_falls_under_agreement():
+    coupling = Coupling(2, 3, epsilon=0.5)
+    coupling.dual_step(torch.tensor(100.0))
+    risen = coupling.lam.item()
+    assert risen > 1
+    for _ in range(5):
+        coupling.dual_step(torch.tensor(0.01))
+    assert coupling.lam < risen
+    fixed = Coupling(2, 3)
+    fixed.dual_step(torch.tensor(100.0))
+    assert fixed.lam == 1
+
+
+def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
+    coupling = Coupling(2, 3).train()
+    logits = torch.randn(2, 40, 3, requires_grad=True)
+    log_q = torch.log_softmax(logits, -1)
+    before = coupling.running_variance.clone()
+    coupling(log_q).mean().backward()
+    batch = log_q.detach().exp().var(1)
+    assert torch.allclose(coupling.running_variance, before + 0.1 * (batch - before), atol=1e-6)
+    assert logits.grad.abs().sum() > 0
+    coupling.eval()
+    frozen = coupling.running_variance.clone()
+    coupling(log_q)
+    assert torch.equal(coupling.running_variance, frozen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"distance": "euclid"}, "not known"), ({"lam": -1}, "at least 0"), ({"epsilon": 0}, "positive")],
+)
+def test_coupling_refuses_nonsense(options, message):
+    with pytest.raises(ValueError, match=message):
+        Coupling(2, 3, **options)
+
+
+def test_unknown_likelihood_is_refused():
+    with pytest.raises(ValueError, match="'nbb' is not known"):
+        make_module("nbb")
