@@ -1,0 +1,85 @@
+"""How well the arms agree, per category, per pair of arms and per cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cplmixvi import metrics
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """Agreement of the arms on a set of cells.
+
+    Attributes
+    ----------
+    categories
+        Names of all categories, shape ``(K,)``.
+    counts
+        Cells per category of the averaged posterior, shape ``(K,)``.
+    matrix
+        ``(K, K)``; entry ``ij`` is the mean over arm pairs of the number of cells that one arm calls ``i`` and the
+        other ``j``, over the larger of the two totals. ``nan`` with one arm.
+    by_category
+        Diagonal of ``matrix``: 1 where the arms always agree. ``nan`` for categories that no arm uses.
+    by_arm
+        ``(n_arms, n_arms)``, share of cells with equal labels.
+    by_cell
+        ``(n_cells,)``, share of arm pairs that agree on the cell; ``nan`` with one arm.
+    labels
+        ``(n_cells, n_arms)``, integer label of every arm.
+    """
+
+    categories: np.ndarray
+    counts: np.ndarray
+    matrix: np.ndarray
+    by_category: np.ndarray
+    by_arm: np.ndarray
+    by_cell: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Share of equal labels over cells and arm pairs; ``nan`` with one arm."""
+        return float(np.mean(self.by_cell))
+
+    @classmethod
+    def from_labels(cls, labels: np.ndarray, final: np.ndarray, n_categories: int) -> Consensus:
+        """Compute every view of the agreement.
+
+        Parameters
+        ----------
+        labels
+            Integer labels of the arms, shape ``(n_cells, n_arms)``.
+        final
+            Integer labels of the averaged posterior, shape ``(n_cells,)``.
+        n_categories
+            ``K``.
+        """
+        n_arms = labels.shape[1]
+        # One arm has nobody to agree with: its agreement is unknown rather than perfect.
+        matrix = np.full((n_categories, n_categories), np.nan)
+        if n_arms > 1:
+            matrix = metrics.consensus_matrix(labels.T, n_categories)
+        used = np.zeros(n_categories, dtype=bool)
+        used[np.unique(labels)] = True
+        pairs = [(a, b) for a in range(n_arms) for b in range(a + 1, n_arms)]
+        by_cell = np.full(len(labels), np.nan, dtype=np.float32)
+        if pairs:
+            by_cell = np.mean([labels[:, a] == labels[:, b] for a, b in pairs], axis=0, dtype=np.float32)
+        return cls(
+            categories=category_names(n_categories),
+            counts=np.bincount(final, minlength=n_categories),
+            matrix=matrix,
+            by_category=np.where(used, np.diag(matrix), np.nan),
+            by_arm=metrics.agreement(labels.T),
+            by_cell=by_cell,
+            labels=labels,
+        )
+
+
+def category_names(n_categories: int) -> np.ndarray:
+    """Names of the categories: their index in the model as a string."""
+    return np.array([str(k) for k in range(n_categories)], dtype=object)

@@ -1,0 +1,279 @@
+"""CplMixVI: the scvi-tools model of coupled mixture VAEs. It wires; the mathematics is in ``cplmixvi.module``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
+from scvi.utils import setup_anndata_dsp
+
+from cplmixvi import pp
+from cplmixvi._constants import COUNT_LIKELIHOODS
+from cplmixvi.augment import Augmenter, resolve
+from cplmixvi.module import CplMixVAE
+from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, default_max_epochs
+
+from ._genes import align_genes
+from ._getters import GettersMixin
+
+logger = logging.getLogger(__name__)
+
+
+class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+    """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
+
+    Parameters
+    ----------
+    adata
+        Cells that :meth:`setup_anndata` was called on.
+    n_categories
+        Number of types ``K``. `None` or ``"auto"`` starts from :func:`default_n_categories`; categories that no
+        cell chooses are reported as unused.
+    n_state
+        Number of state dimensions ``S``.
+    n_arms
+        Number of arms ``A``; two or more give a consensus.
+    likelihood
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` on raw counts; ``"normal"`` or ``"mse"`` on log values;
+        ``"bernoulli"`` on values in ``[0, 1]``.
+    augment
+        How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
+        ``"noise"``, ``"none"``, an :class:`~cplmixvi.augment.Augmenter`, or a list of those.
+    registry
+        Registry of a saved model, for use without an AnnData; set by :meth:`load`.
+    **module_kwargs
+        Of :class:`~cplmixvi.module.CplMixVAE`: ``n_hidden``, ``n_layers``, ``temperature``, ``hard``, ``beta``,
+        ``distance``, ``lam``, ``epsilon``, ...
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or the values do not fit the likelihood.
+
+    Examples
+    --------
+    >>> adata = cplmixvi.datasets.simulate(n_obs=300, n_vars=100, n_types=4)
+    >>> cplmixvi.CplMixVI.setup_anndata(adata)
+    >>> model = cplmixvi.CplMixVI(adata, n_categories=4)
+    >>> model.train(max_epochs=50)
+    >>> cplmixvi.tl.annotate(adata, model)
+    """
+
+    _module_cls = CplMixVAE
+    _data_splitter_cls = CplMixSplitter
+    _training_plan_cls = CplMixPlan
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_categories: int | str | None = None,
+        n_state: int = 2,
+        n_arms: int = 2,
+        likelihood: str = "nb",
+        augment: str | Augmenter | Sequence[str | Augmenter] | None = "auto",
+        *,
+        registry: dict | None = None,
+        **module_kwargs,
+    ):
+        super().__init__(adata, registry)
+        _check_positive(n_state=n_state, n_arms=n_arms)
+        pp.check_likelihood(likelihood)
+        n_obs = self.summary_stats.n_cells
+        if n_categories is None or n_categories == "auto":
+            self.n_categories = default_n_categories(n_obs)
+        else:
+            self.n_categories = n_categories
+        if adata is not None:
+            pp.check_n_categories(self.n_categories, n_obs)
+            values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+            layer = self.registry_["setup_args"].get("layer")
+            pp.check_values(
+                values, likelihood, where=_where(layer), obs_names=adata.obs_names, var_names=adata.var_names
+            )
+            if likelihood in COUNT_LIKELIHOODS:
+                module_kwargs.setdefault("target_library", float(np.median(pp.library_size(values))))
+        self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
+        covariates = self.registry_["field_registries"]
+        categorical = covariates.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        self.module = self._module_cls(
+            self.summary_stats.n_vars,
+            n_categories=self.n_categories,
+            n_state=n_state,
+            n_arms=n_arms,
+            n_batch=self.summary_stats.n_batch,
+            n_cats_per_cov=tuple(categorical.get("n_cats_per_key", ())),
+            n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+            likelihood=likelihood,
+            augmenter=resolve(augment, likelihood),
+            **module_kwargs,
+        )
+        self._model_summary_string = (
+            f"CplMixVI with n_categories: {self.n_categories}, n_state: {n_state}, n_arms: {n_arms}, "
+            f"likelihood: {likelihood}, augment: {type(self.module.augmenter).__name__}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        size_factor_key: str | None = None,
+        **kwargs,
+    ) -> None:
+        """%(summary)s.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        %(param_layer)s
+        %(param_batch_key)s
+        %(param_labels_key)s
+        %(param_cat_cov_keys)s
+        %(param_cont_cov_keys)s
+        %(param_size_factor_key)s
+
+        Raises
+        ------
+        ValueError
+            If there are no cells or genes, or a layer or column does not exist.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        pp.check_setup(
+            adata,
+            layer=layer,
+            obs_keys=[
+                key
+                for key in (
+                    batch_key,
+                    labels_key,
+                    size_factor_key,
+                    *(categorical_covariate_keys or ()),
+                    *(continuous_covariate_keys or ()),
+                )
+                if key is not None
+            ],
+        )
+        fields = [
+            # Whether the values are counts depends on the likelihood, so the check waits for __init__.
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        batch_size: int | None = None,
+        **kwargs,
+    ) -> None:
+        """Train the arms together.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; by default as many as give about 4,000 steps.
+        accelerator, devices
+            Passed to Lightning; ``"auto"`` uses a GPU where there is one.
+        train_size
+            Share of cells to train on. All by default: types are found in the cells that are trained on, and the
+            rarest may have a dozen. Early stopping and validation need a share below 1 (0.9 if not given).
+        batch_size
+            Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
+        **kwargs
+            Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``plan_kwargs``,
+            ``datasplitter_kwargs``, ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
+
+        Raises
+        ------
+        ValueError
+            If fewer than two cells are left for training.
+        """
+        n_obs = self.summary_stats.n_cells
+        if kwargs.get("datamodule") is None:
+            external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
+            if train_size is None and external is None:
+                train_size = 0.9 if _needs_validation(kwargs) else 1.0
+            if batch_size is None:
+                batch_size = default_batch_size(n_obs)
+            if max_epochs is None:
+                n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * train_size))
+                max_epochs = default_max_epochs(n_train, batch_size)
+        super().train(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            train_size=train_size,
+            batch_size=batch_size,
+            **kwargs,
+        )
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Refuse values that the model cannot read and put genes into the model's order before registering."""
+        if adata is None or adata is self.adata:
+            return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+        aligned = align_genes(adata, self.get_var_names())
+        layer = self.registry_["setup_args"].get("layer")
+        pp.check_setup(aligned, layer=layer, obs_keys=[])
+        pp.check_values(
+            aligned.X if layer is None else aligned.layers[layer],
+            self.likelihood,
+            where=_where(layer),
+            obs_names=aligned.obs_names,
+            min_cells=1,
+        )
+        return super()._validate_anndata(aligned, copy_if_view=copy_if_view)
+
+
+def default_n_categories(n_obs: int) -> int:
+    """Upper bound on the number of types where the user gives none: a twentieth of the cells, between 2 and 30."""
+    return int(min(30, max(2, n_obs // 20)))
+
+
+def _where(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def _needs_validation(kwargs: dict) -> bool:
+    plan_kwargs = kwargs.get("plan_kwargs") or {}
+    return bool(
+        kwargs.get("early_stopping")
+        or kwargs.get("check_val_every_n_epoch")
+        or kwargs.get("enable_checkpointing")
+        or kwargs.get("learning_rate_monitor")
+        or plan_kwargs.get("reduce_lr_on_plateau")
+        or kwargs.get("validation_size")
+    )

@@ -1,0 +1,49 @@
+"""Genes of new cells matched to the model's by name."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+def align_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
+    """Cells with exactly the model's genes in the model's order.
+
+    scvi-tools compares only the number of genes, so that permuted genes would give wrong results in silence.
+
+    Parameters
+    ----------
+    adata
+        New cells. Not modified; returned as it is where its genes already match.
+    var_names
+        The model's genes, in order.
+
+    Returns
+    -------
+    AnnData
+        ``adata`` itself or a reordered copy.
+
+    Raises
+    ------
+    ValueError
+        If genes are missing or names are not unique.
+    """
+    var_names = np.asarray(var_names).astype(str)
+    given = adata.var_names.astype(str)
+    if len(given) == len(var_names) and np.array_equal(given.to_numpy(), var_names):
+        return adata
+    positions = given.get_indexer(var_names) if given.is_unique else None
+    if positions is None:
+        raise ValueError("Gene names of the new cells are not unique; call adata.var_names_make_unique() first.")
+    missing = var_names[positions < 0]
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} of the model's {len(var_names)} genes are missing from the new cells "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); give cells measured on the same genes."
+        )
+    logger.info("Genes of the new cells are put into the model's order.")
+    return adata[:, positions].to_memory() if adata.isbacked else adata[:, positions].copy()

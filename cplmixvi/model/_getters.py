@@ -1,0 +1,149 @@
+"""What a trained model says of cells: categories, states and their consensus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.module.base import BaseModuleClass
+
+from ._consensus import Consensus, category_names
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Posterior of a set of cells from one pass over them.
+
+    Attributes
+    ----------
+    proba
+        Mean of the arms' q(c|x), shape ``(n_cells, K)``.
+    labels
+        Label of every arm, shape ``(n_cells, n_arms)``.
+    state
+        Mean of q(s|c,x) at the arm's own label, shape ``(n_cells, n_arms, n_state)``.
+    """
+
+    proba: np.ndarray
+    labels: np.ndarray
+    state: np.ndarray
+
+
+class GettersMixin:
+    """Getters that no scvi-tools mixin has."""
+
+    module: BaseModuleClass
+
+    @torch.inference_mode()
+    def get_posterior(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> Posterior:
+        """Everything that the getters below are made of, from one pass over the cells.
+
+        Parameters
+        ----------
+        adata
+            Cells with the genes that the model was set up with, in any order. The model's own if `None`.
+        indices
+            Cells to use; all if `None`.
+        batch_size
+            Cells per pass; ``scvi.settings.batch_size`` if `None`.
+
+        Returns
+        -------
+        Posterior
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        parts: list[tuple[torch.Tensor, ...]] = []
+        for tensors in self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size):
+            arms = self.module.inference(**self.module._get_inference_input(tensors))["arms"]
+            log_qc = torch.stack([arm.log_qc for arm in arms])
+            state = torch.stack([arm.mean for arm in arms], dim=1)
+            parts.append((log_qc.exp().mean(0).cpu(), log_qc.argmax(-1).T.cpu(), state.cpu()))
+        return Posterior(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        soft: bool = False,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Category of every cell, from the average of the arms' posteriors.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_posterior`.
+        soft
+            Return probabilities instead of labels.
+
+        Returns
+        -------
+        numpy.ndarray or pandas.DataFrame
+            Names of the categories, shape ``(n_cells,)``, dtype object; or with ``soft`` a frame of shape
+            ``(n_cells, K)`` with cells as index and categories as columns.
+        """
+        posterior = self.get_posterior(adata, indices, batch_size)
+        names = category_names(self.n_categories)
+        if not soft:
+            return names[posterior.proba.argmax(1)]
+        obs_names = (self.adata if adata is None else adata).obs_names
+        return pd.DataFrame(
+            posterior.proba, index=obs_names if indices is None else obs_names[np.asarray(indices)], columns=names
+        )
+
+    def get_state(
+        self,
+        adata: AnnData | None = None,
+        *,
+        arm: int = 0,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Posterior mean of the continuous state within each cell's category.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_posterior`.
+        arm
+            Each arm has state coordinates of its own (their sign, scale and rotation are arbitrary), so that arms
+            are not averaged.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(n_cells, n_state)``, float32, in units of the prior's standard deviation.
+
+        Raises
+        ------
+        ValueError
+            If there is no such arm.
+        """
+        if not 0 <= arm < self.n_arms:
+            raise ValueError(f"arm={arm!r} does not exist; the model has arms 0 to {self.n_arms - 1}.")
+        return np.ascontiguousarray(self.get_posterior(adata, indices, batch_size).state[:, arm])
+
+    def get_consensus(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> Consensus:
+        """Agreement of the arms per category, per pair of arms and per cell.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_posterior`.
+
+        Returns
+        -------
+        Consensus
+        """
+        posterior = self.get_posterior(adata, indices, batch_size)
+        return Consensus.from_labels(posterior.labels, posterior.proba.argmax(1), self.n_categories)

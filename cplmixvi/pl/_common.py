@@ -1,0 +1,161 @@
+"""What all figures share: reading a result, a quiet style, Axes and labels that stay readable."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap
+    from matplotlib.image import AxesImage
+
+_INCHES_PER_LABEL = 0.125
+"""Room that one tick label needs at the default size; where there is less, labels are thinned."""
+
+_STYLE = {
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Small fonts and thin lines for the artists made inside; the caller's own settings come back afterwards."""
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+def new_or_given(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    """``ax`` itself, or the Axes of a new figure of ``figsize`` inches."""
+    import matplotlib.pyplot as plt
+
+    if ax is not None:
+        return ax
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Get what ``tl.annotate`` left in ``adata.uns[key]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such entry, or something else wrote it.
+    """
+    result = adata.uns.get(key)
+    if hasattr(result, "keys") and {"categories", "history"} <= set(result.keys()):
+        return result
+    found = sorted(name for name, value in adata.uns.items() if hasattr(value, "keys") and "categories" in value)
+    there = f"results found under: {', '.join(found)}" if found else "this AnnData holds no result of cplmixvi"
+    what = "is missing" if result is None else "was not written by cplmixvi"
+    raise ValueError(
+        f"key={key!r} was given but adata.uns[{key!r}] {what}; {there}; "
+        f"run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first or pass the key that it was given."
+    )
+
+
+def read_obs(adata: AnnData, column: str, *, argument: str) -> Any:
+    """Get the column ``adata.obs[column]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column; ``argument`` is the name that the caller knows it by.
+    """
+    if column in adata.obs:
+        return adata.obs[column]
+    columns = [str(name) for name in adata.obs.columns]
+    there = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "")
+    raise ValueError(
+        f"{argument}={column!r} needs the column adata.obs[{column!r}], which is missing; "
+        f"columns there: {there or 'none'}; pass the name of one of them."
+    )
+
+
+def check_choice(value: object, allowed: Sequence[object], *, argument: str) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        options = ", ".join(repr(option) for option in allowed)
+        raise ValueError(f"{argument}={value!r} was given; allowed are {options}; pass one of these.")
+
+
+def category_sizes(adata: AnnData, key: str, categories: Sequence[str]) -> np.ndarray:
+    """Cells per category from ``adata.obs[key]``, shape ``(n_categories,)``."""
+    counts = read_obs(adata, key, argument="key").astype(str).value_counts()
+    return np.array([int(counts.get(category, 0)) for category in categories])
+
+
+def sequential(cmap: str | Colormap | None) -> str | Colormap:
+    """``cmap``, or one of evenly falling lightness that is white at zero, so that an empty entry costs no ink."""
+    if cmap is not None:
+        return cmap
+    from seaborn import cubehelix_palette
+
+    return cubehelix_palette(start=0.6, rot=-0.6, gamma=0.9, hue=0.9, light=1.0, dark=0.12, as_cmap=True)
+
+
+def dress(ax: Axes) -> None:
+    """Give an Axes that the caller made the same small fonts as one of ours."""
+    ax.tick_params(labelsize=_STYLE["xtick.labelsize"])
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_size(_STYLE["axes.labelsize"])
+
+
+def label_ticks(axis: Axis, labels: Sequence[str]) -> None:
+    """Put one tick at each integer position, or at every second, third, ... one where there is no room for all."""
+    box = axis.axes.get_window_extent()
+    length = (box.width if axis.axis_name == "x" else box.height) / axis.axes.figure.dpi
+    step = max(1, int(np.ceil(len(labels) * _INCHES_PER_LABEL / max(length, _INCHES_PER_LABEL))))
+    positions = np.arange(0, len(labels), step)
+    axis.set_ticks(positions, [labels[i] for i in positions])
+    if axis.axis_name == "x" and max(map(len, labels), default=0) > 3:
+        axis.set_tick_params(rotation=90)
+
+
+def colour_bar(ax: Axes, image: AxesImage, label: str, bounds: tuple[float, float, float, float]) -> None:
+    """Draw a thin colour bar at ``bounds`` (in parts of ``ax``)."""
+    bar = ax.figure.colorbar(image, cax=ax.inset_axes(bounds))
+    bar.set_label(label)
+    bar.outline.set_linewidth(0.6)
+
+
+def settle(ax: Axes) -> None:
+    """Lay the figure out once more than drawing does.
+
+    Bars beside an Axes are as long as a part of it, so the room for them and its size depend on each other, and one
+    round of the layout engine leaves labels cut off at the edge.
+    """
+    engine = ax.figure.get_layout_engine()
+    if engine is not None and ax.figure is ax.get_figure(root=True):
+        engine.execute(ax.figure)
+
+
+def shorten(label: str, limit: int = 32) -> str:
+    """``label`` with its end cut off where it is longer than ``limit`` characters."""
+    return label if len(label) <= limit else label[: limit - 1] + "…"
+
+
+def text_colour(value: float) -> str:
+    """Choose a colour that can be read on an entry of ``value`` (0 to 1) of the sequential palette."""
+    return "white" if value > 0.45 else "0.2"

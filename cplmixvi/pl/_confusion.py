@@ -1,0 +1,157 @@
+"""Heat map of reference types against categories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from cplmixvi import metrics
+from cplmixvi.pl._common import (
+    check_choice,
+    colour_bar,
+    dress,
+    label_ticks,
+    new_or_given,
+    read_obs,
+    read_result,
+    sequential,
+    settle,
+    shorten,
+    style,
+    text_colour,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+_MAX_ANNOTATED = 20
+_BAR_LABELS = {"reference": "share of the type", "category": "share of the category", None: "cells"}
+
+
+def confusion(
+    adata: AnnData,
+    reference_key: str,
+    key: str = "cplmixvi",
+    *,
+    normalize: Literal["reference", "category"] | None = "reference",
+    ignore: Sequence[str] = (),
+    annotate: bool | None = None,
+    cmap: str | Colormap | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw reference types against categories.
+
+    Columns follow the one-to-one matching of categories and types that gives the accuracy, so that a good annotation
+    shows a diagonal; categories without a partner stand to the right of a line.
+
+    Parameters
+    ----------
+    adata
+        Annotated by :func:`cplmixvi.tl.annotate`.
+    reference_key
+        Column of ``adata.obs`` with the reference types.
+    key
+        The ``key_added`` of the annotation.
+    normalize
+        Make each row (``"reference"``) or each column (``"category"``) sum to 1, or show cells (``None``).
+    ignore
+        Reference labels that mean "unknown"; their cells are left out, as are those without a label.
+    annotate
+        Write the shares of 0.05 or more (or the counts) into their entries; by default only where there is room.
+    cmap
+        A matplotlib colour map; white to dark blue by default.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    The Axes of the heat map; its title gives accuracy under the matching (ACC), NMI and ARI.
+
+    Raises
+    ------
+    ValueError
+        If the result or the reference column is missing, no cell has a reference type, or ``normalize`` is not one of
+        those above.
+    """
+    check_choice(normalize, ("reference", "category", None), argument="normalize")
+    read_result(adata, key)
+    truth, labels = _labelled(adata, reference_key, key, ignore)
+    counts = metrics.confusion(truth, labels, ignore=ignore)
+    counts = _matched(counts, metrics.match_categories(truth, labels, ignore=ignore))
+    shares = _normalised(counts, normalize)
+    n_matched = min(counts.shape)
+
+    with style():
+        size = (
+            float(np.clip(2.8 + 0.21 * counts.shape[1], 3.8, 8.0)),
+            float(np.clip(1.2 + 0.21 * counts.shape[0], 2.4, 8.5)),
+        )
+        ax = new_or_given(ax, size)
+        top = 1.0 if normalize else max(float(shares.to_numpy().max()), 1.0)
+        image = ax.imshow(
+            shares, cmap=sequential(cmap), vmin=0.0, vmax=top, interpolation="nearest", aspect="auto", rasterized=True
+        )
+        if annotate or (annotate is None and max(counts.shape) <= _MAX_ANNOTATED):
+            _write_values(ax, shares.to_numpy(), top, as_share=normalize is not None)
+        if n_matched < counts.shape[1]:
+            ax.axvline(n_matched - 0.5, color="black", linewidth=0.8)
+        ax.set(xlabel=f"category ({key})", ylabel=f"{reference_key} (cells)")
+        dress(ax)
+        label_ticks(ax.xaxis, [shorten(str(name)) for name in counts.columns])
+        label_ticks(ax.yaxis, [f"{shorten(str(name))} ({n:,})" for name, n in counts.sum(axis=1).items()])
+        ax.spines[:].set_visible(True)
+        ax.set_title(_scores(truth, labels, ignore), loc="left")
+        colour_bar(ax, image, _BAR_LABELS[normalize], (1.02, 0.0, 0.025, 1.0))
+        settle(ax)
+    return ax
+
+
+def _labelled(adata: AnnData, reference_key: str, key: str, ignore: Sequence[str]) -> tuple[pd.Series, pd.Series]:
+    """Get reference types and categories of all cells, once it is sure that some cell has a reference type."""
+    reference = read_obs(adata, reference_key, argument="reference_key")
+    labels = read_obs(adata, key, argument="key")
+    if not (reference.notna() & ~reference.isin(list(ignore))).any():
+        raise ValueError(
+            f"reference_key={reference_key!r} was given but adata.obs[{reference_key!r}] names no type for any cell; "
+            "some cells with a reference type are needed; pass another column or a shorter ignore."
+        )
+    return reference, labels
+
+
+def _matched(counts: pd.DataFrame, partner: dict) -> pd.DataFrame:
+    """Rows by falling size, each row's partner on the diagonal, then rows and columns without one."""
+    rows = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    column_of = {partner[column]: column for column in counts.columns if partner.get(column) in rows}
+    paired = [row for row in rows if row in column_of]
+    alone = [row for row in rows if row not in column_of]
+    position = {row: i for i, row in enumerate(paired + alone)}
+    extra = [column for column in counts.columns if column not in column_of.values()]
+    extra.sort(key=lambda column: (position[counts[column].idxmax()], -counts[column].sum()))
+    return counts.loc[paired + alone, [column_of[row] for row in paired] + extra]
+
+
+def _normalised(counts: pd.DataFrame, normalize: str | None) -> pd.DataFrame:
+    if normalize is None:
+        return counts
+    if normalize == "reference":
+        return counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    return counts.div(counts.sum(axis=0).clip(lower=1), axis=1)
+
+
+def _write_values(ax: Axes, shares: np.ndarray, top: float, *, as_share: bool) -> None:
+    for i, j in zip(*np.nonzero(shares >= (0.05 if as_share else 1)), strict=True):
+        value = shares[i, j]
+        text = f"{value:.0f}" if not as_share else "1" if value >= 0.995 else f"{value:.2f}".lstrip("0")
+        ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=text_colour(value / top))
+
+
+def _scores(truth: pd.Series, labels: pd.Series, ignore: Sequence[str]) -> str:
+    """Accuracy under the matching, NMI and ARI in one line."""
+    scores = {"ACC": metrics.accuracy, "NMI": metrics.nmi, "ARI": metrics.ari}
+    return "   ".join(f"{name} {score(truth, labels, ignore=ignore):.2f}" for name, score in scores.items())

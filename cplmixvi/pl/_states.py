@@ -1,0 +1,170 @@
+"""Scatter of two dimensions of an embedding, coloured by type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cplmixvi.pl._common import dress, new_or_given, read_obs, shorten, style
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_ON_DATA_CHARACTERS = 4
+_MAX_LEGEND_ROWS = 18
+
+
+def states(
+    adata: AnnData,
+    key: str = "cplmixvi",
+    *,
+    color: str | None = None,
+    basis: str | None = None,
+    dims: tuple[int, int] = (0, 1),
+    ax: Axes | None = None,
+) -> Axes:
+    """Scatter the cells by state, coloured by category or by any other column.
+
+    Parameters
+    ----------
+    adata
+        Annotated by :func:`cplmixvi.tl.annotate`.
+    key
+        The ``key_added`` of the annotation.
+    color
+        Column of ``adata.obs``: a number gets a colour bar, anything else one colour per value; the categories of the
+        annotation by default.
+    basis
+        Entry of ``adata.obsm``; the states ``"X_" + key`` by default.
+    dims
+        The two columns of it, counted from 0.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        If the embedding, one of its dimensions or the column is missing.
+    """
+    basis = f"X_{key}" if basis is None else basis
+    points = _points(adata, basis, dims)
+    column = key if color is None else color
+    values = read_obs(adata, column, argument="key" if color is None else "color")
+    with style():
+        is_number = values.dtype.kind in "fiu"
+        ax = new_or_given(ax, (3.6 + (0.6 if is_number else _legend_width(values)), 3.4))
+        if is_number:
+            _by_number(ax, points, values.to_numpy(dtype=float), column)
+        else:
+            _by_category(ax, points, values.astype("category"))
+        name = "state" if basis == f"X_{key}" else basis.removeprefix("X_").upper()
+        ax.set(xlabel=f"{name} {dims[0] + 1}", ylabel=f"{name} {dims[1] + 1}", xticks=[], yticks=[])
+        dress(ax)
+        ax.set_title(column, loc="left")
+    return ax
+
+
+def _points(adata: AnnData, basis: str, dims: tuple[int, int]) -> np.ndarray:
+    """Get the two chosen columns, shape ``(n_obs, 2)``."""
+    if basis not in adata.obsm:
+        raise ValueError(
+            f"basis={basis!r} was given but adata.obsm[{basis!r}] is missing; there are: "
+            f"{', '.join(adata.obsm.keys()) or 'none'}; pass one of these or run cplmixvi.tl.annotate first."
+        )
+    embedding = np.asarray(adata.obsm[basis])
+    if len(dims) != 2 or not all(0 <= dim < embedding.shape[1] for dim in dims):
+        raise ValueError(
+            f"dims={dims!r} was given but adata.obsm[{basis!r}] has {embedding.shape[1]} columns; "
+            f"two numbers from 0 to {embedding.shape[1] - 1} are needed."
+        )
+    return embedding[:, list(dims)]
+
+
+def _needs_legend(names: Sequence[str]) -> bool:
+    """Whether names are too long to be written on the cells."""
+    return max(map(len, names), default=0) > _ON_DATA_CHARACTERS
+
+
+def _legend_width(values: pd.Series) -> float:
+    """Inches that the legend takes."""
+    names = [shorten(str(name)) for name in values.astype("category").cat.categories]
+    if not _needs_legend(names):
+        return 0.0
+    n_rows = -(-len(names) // -(-len(names) // _MAX_LEGEND_ROWS))
+    columns = [names[start : start + n_rows] for start in range(0, len(names), n_rows)]
+    return sum(0.3 + 0.06 * max(map(len, column)) for column in columns)
+
+
+def _dot_size(n_points: int) -> float:
+    """Area of a dot in points^2: large enough to see few cells, small enough not to hide many."""
+    return float(np.clip(9_000 / max(n_points, 1), 1.5, 12.0))
+
+
+def _by_number(ax: Axes, points: np.ndarray, values: np.ndarray, name: str) -> None:
+    drawn = ax.scatter(*points.T, c=values, s=_dot_size(len(points)), cmap="viridis", linewidths=0, rasterized=True)
+    ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.7, aspect=25).outline.set_linewidth(0.6)
+
+
+def _by_category(ax: Axes, points: np.ndarray, values: pd.Series) -> None:
+    """One colour per value, named on the cells where names are short and in a legend where they are not."""
+    names = [str(name) for name in values.cat.categories]
+    codes = values.cat.codes.to_numpy()
+    colours = _colours(len(names))
+    missing = codes < 0
+    ax.scatter(*points[missing].T, s=_dot_size(len(points)), color="0.85", linewidths=0, rasterized=True)
+    # Shuffled, so that no category lies on top of the others only because it comes last.
+    shown = np.random.default_rng(0).permutation(np.flatnonzero(~missing))
+    ax.scatter(*points[shown].T, s=_dot_size(len(points)), c=colours[codes[shown]], linewidths=0, rasterized=True)
+    if _needs_legend(names):
+        _legend(ax, names, colours)
+    else:
+        _names_on_data(ax, points, codes, names)
+
+
+def _colours(n_colours: int) -> np.ndarray:
+    """Distinct colours, shape ``(n_colours, 3)``."""
+    import seaborn as sns
+
+    if n_colours <= 10:
+        return np.array(sns.color_palette("colorblind", 10))[:n_colours]
+    # Neighbouring hues get different lightness, which tells more categories apart than hue alone.
+    hues = np.array(sns.husl_palette(n_colours, s=0.85, l=0.6))
+    light = np.array(sns.husl_palette(n_colours, s=0.75, l=0.78))
+    dark = np.array(sns.husl_palette(n_colours, s=0.9, l=0.42))
+    return np.stack([hues, light, dark])[np.arange(n_colours) % 3, np.arange(n_colours)]
+
+
+def _names_on_data(ax: Axes, points: np.ndarray, codes: np.ndarray, names: list[str]) -> None:
+    from matplotlib.patheffects import withStroke
+
+    size = 7.0 if len(names) <= 30 else 5.5
+    halo = [withStroke(linewidth=1.8, foreground="white")]
+    for code in np.unique(codes[codes >= 0]):
+        x, y = np.median(points[codes == code], axis=0)
+        ax.text(x, y, names[code], ha="center", va="center", fontsize=size, fontweight="bold", path_effects=halo)
+
+
+def _legend(ax: Axes, names: list[str], colours: np.ndarray) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=4, color=colour, label=shorten(name))
+        for name, colour in zip(names, colours, strict=True)
+    ]
+    ax.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        handletextpad=0.2,
+        ncols=-(-len(names) // _MAX_LEGEND_ROWS),
+    )

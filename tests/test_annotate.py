@@ -1,0 +1,136 @@
+"""Write-back: what is written, where, and what other tools make of it."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scvi
+
+import cplmixvi as cpl
+
+
+@pytest.fixture(scope="module")
+def fitted(make_counts):
+    adata = make_counts(n_obs=180, n_types=3)
+    scvi.settings.seed = 1
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    # More categories than types, so that some stay unused.
+    model = cpl.CplMixVI(adata, n_categories=8, n_hidden=32)
+    model.train(max_epochs=60, enable_progress_bar=False)
+    return adata, model
+
+
+@pytest.fixture
+def annotated(fitted):
+    adata, model = fitted
+    adata = adata.copy()
+    cpl.CplMixVI.setup_anndata(fitted[0], layer="counts")
+    cpl.tl.annotate(adata, model)
+    return adata
+
+
+def test_everything_is_where_the_design_says(annotated, fitted):
+    _, model = fitted
+    labels = annotated.obs["cplmixvi"]
+    assert isinstance(labels.dtype, pd.CategoricalDtype)
+    assert all(isinstance(name, str) for name in labels.cat.categories)
+    assert set(labels) == set(labels.cat.categories), "unused categories break scanpy"
+    assert list(labels) == list(model.predict())
+    assert list(labels.cat.categories) == sorted(labels.cat.categories, key=int)
+    for name in ("cplmixvi_confidence", "cplmixvi_agreement"):
+        assert annotated.obs[name].dtype == np.float32
+        assert annotated.obs[name].between(0, 1).all()
+    state, proba = annotated.obsm["X_cplmixvi"], annotated.obsm["cplmixvi_proba"]
+    assert state.shape == (180, 2)
+    assert proba.shape == (180, labels.cat.categories.size)
+    for array in (state, proba):
+        assert type(array) is np.ndarray
+        assert array.dtype == np.float32
+        assert array.flags.c_contiguous
+        assert np.isfinite(array).all()
+    assert (proba.sum(1) <= 1 + 1e-5).all()
+    uns = annotated.uns["cplmixvi"]
+    assert list(uns["categories"]) == list(labels.cat.categories)
+    assert (uns["categories"][proba.argmax(1)] == labels.to_numpy()).all()
+    assert len(uns["pruned"]) + len(uns["categories"]) == uns["n_categories"] == 8
+    assert uns["consensus"].shape == (len(uns["categories"]),) * 2
+    np.testing.assert_allclose(np.diag(uns["consensus"]), uns["consensus_by_category"])
+    assert uns["params"]["n_categories"] == 8
+    assert uns["params"]["likelihood"] == "nb"
+    assert uns["params"]["n_hidden"] == 32
+    assert len(uns["history"]["elbo_train"]) == 60
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_results_survive_files(annotated, tmp_path, suffix):
+    path = tmp_path / f"out.{suffix}"
+    getattr(annotated, f"write_{suffix}")(path)
+    read = getattr(anndata, f"read_{suffix}")(path)
+    assert list(read.obs["cplmixvi"]) == list(annotated.obs["cplmixvi"])
+    np.testing.assert_array_equal(read.obsm["X_cplmixvi"], annotated.obsm["X_cplmixvi"])
+    np.testing.assert_array_equal(read.uns["cplmixvi"]["consensus"], annotated.uns["cplmixvi"]["consensus"])
+    assert dict(read.uns["cplmixvi"]["params"]) == annotated.uns["cplmixvi"]["params"]
+
+
+def test_scanpy_works_on_the_result(annotated):
+    sc.pp.normalize_total(annotated)
+    sc.pp.log1p(annotated)
+    large = annotated.obs["cplmixvi"].value_counts() > 2
+    subset = annotated[annotated.obs["cplmixvi"].map(large).astype(bool)].copy()
+    sc.tl.rank_genes_groups(subset, "cplmixvi", method="t-test")
+    assert subset.uns["rank_genes_groups"]["names"].dtype.names == tuple(subset.obs["cplmixvi"].cat.categories)
+    sc.pl.dotplot(subset, list(subset.var_names[:3]), groupby="cplmixvi", show=False)
+    sc.pp.neighbors(annotated, use_rep="X_cplmixvi", n_neighbors=10)
+    sc.pl.embedding(annotated, "X_cplmixvi", color="cplmixvi", show=False)
+
+
+def test_cells_with_more_genes_in_another_order_are_matched_by_name(fitted):
+    adata, model = fitted
+    wider = anndata.concat([adata, make_extra(adata)], axis=1)
+    wider = wider[:, np.random.default_rng(0).permutation(wider.n_vars)].copy()
+    wider.layers["counts"] = wider.X.copy()
+    before = set(wider.uns) | set(wider.obs)
+    cpl.tl.annotate(wider, model)
+    assert list(wider.obs["cplmixvi"]) == list(model.predict())
+    added = (set(wider.uns) | set(wider.obs)) - before
+    assert added == {"cplmixvi", "cplmixvi_confidence", "cplmixvi_agreement"}
+
+
+def make_extra(adata):
+    extra = adata[:, :5].copy()
+    extra.var_names = [f"extra{i}" for i in range(5)]
+    return extra
+
+
+def test_one_state_gets_a_second_column_and_one_arm_no_consensus(fitted):
+    adata = fitted[0].copy()
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    model = cpl.CplMixVI(adata, n_categories=2, n_state=1, n_arms=1, n_hidden=8)
+    model.train(max_epochs=2, enable_progress_bar=False)
+    cpl.tl.annotate(adata, model, key_added="single")
+    assert adata.obsm["X_single"].shape == (180, 2)
+    assert (adata.obsm["X_single"][:, 1] == 0).all()
+    assert adata.obs["single_agreement"].isna().all()
+    assert "consensus" not in adata.uns["single"]
+
+
+def test_foreign_keys_are_kept_and_own_ones_replaced(annotated, fitted):
+    adata, model = fitted
+    cpl.tl.annotate(annotated, model)
+    taken = adata.copy()
+    taken.obs["cplmixvi"] = "mine"
+    with pytest.raises(ValueError, match=r"obs\['cplmixvi'\] exist already"):
+        cpl.tl.annotate(taken, model)
+    assert (taken.obs["cplmixvi"] == "mine").all()
+    assert "X_cplmixvi" not in taken.obsm
+    cpl.tl.annotate(taken, model, key_added="other")
+    cpl.tl.annotate(taken, model, overwrite=True)
+    assert list(taken.obs["cplmixvi"]) == list(taken.obs["other"])
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a/b", "1st", "cell_type", None])
+def test_names_that_other_tools_refuse_are_refused(fitted, key):
+    adata, model = fitted
+    with pytest.raises(ValueError, match="key_added"):
+        cpl.tl.annotate(adata, model, key_added=key)

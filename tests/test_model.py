@@ -1,0 +1,269 @@
+"""The scvi-tools model: set-up, training arguments, getters, saving."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+
+import cplmixvi as cpl
+
+TYPES = 3
+
+
+@pytest.fixture(scope="module")
+def adata(make_counts):
+    adata = make_counts(n_obs=240, n_types=TYPES)
+    adata.obs["site"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, "a", "b"))
+    adata.obs["age"] = np.linspace(0, 1, adata.n_obs)
+    adata.obs["depth"] = np.asarray(adata.X.sum(1)).ravel() / 100
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(adata):
+    scvi.settings.seed = 1
+    cpl.CplMixVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = cpl.CplMixVI(adata, n_categories=TYPES, n_hidden=32)
+    model.train(max_epochs=200, enable_progress_bar=False)
+    return model
+
+
+def quick(adata, *, setup=None, epochs=2, train=None, **options):
+    cpl.CplMixVI.setup_anndata(adata, **({"layer": "counts"} | (setup or {})))
+    model = cpl.CplMixVI(adata, **({"n_categories": TYPES, "n_hidden": 8} | options))
+    model.train(max_epochs=epochs, enable_progress_bar=False, **(train or {}))
+    return model
+
+
+def test_types_of_separate_clusters_are_found(adata, model):
+    assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.6
+
+
+def test_training_lowers_the_loss_and_history_says_so(model):
+    expected = {"reconstruction_loss", "kl_local", "elbo", "distance", "entropy", "agreement", "lambda"}
+    assert {f"{name}_train" for name in expected} | {"train_loss"} == set(model.history)
+    reconstruction = model.history["reconstruction_loss_train"].to_numpy().ravel()
+    assert len(reconstruction) == 200
+    assert reconstruction[-10:].mean() < reconstruction[:3].mean()
+
+
+def test_predictions_and_probabilities_belong_together(adata, model):
+    labels, proba = model.predict(), model.predict(soft=True)
+    assert list(proba.columns) == ["0", "1", "2"]
+    assert (proba.index == adata.obs_names).all()
+    assert (proba.columns[proba.to_numpy().argmax(1)] == labels).all()
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
+    some = model.predict(indices=[5, 3])
+    assert list(some) == list(labels[[5, 3]])
+
+
+def test_batch_size_does_not_change_an_answer(model):
+    np.testing.assert_allclose(
+        model.predict(soft=True, batch_size=7), model.predict(soft=True, batch_size=128), atol=1e-5
+    )
+
+
+def test_states_are_those_of_an_arm(model):
+    state = model.get_state()
+    assert state.shape == (240, 2)
+    assert state.dtype == np.float32
+    np.testing.assert_allclose(state, model.get_latent_representation(), atol=1e-5)
+    assert not np.allclose(state, model.get_state(arm=1))
+    with pytest.raises(ValueError, match="arms 0 to 1"):
+        model.get_state(arm=2)
+
+
+def test_consensus_agrees_with_the_labels_of_the_arms(model):
+    consensus = model.get_consensus()
+    first, second = consensus.labels.T
+    assert consensus.mean == pytest.approx((first == second).mean())
+    np.testing.assert_array_equal(consensus.by_cell, (first == second).astype(np.float32))
+    k = first[0]
+    both = ((first == k) & (second == k)).sum()
+    assert consensus.by_category[k] == pytest.approx(both / max((first == k).sum(), (second == k).sum()))
+    assert consensus.counts.sum() == 240
+
+
+def test_one_arm_has_no_consensus(adata):
+    consensus = quick(adata, n_arms=1).get_consensus()
+    assert np.isnan(consensus.mean)
+    assert np.isnan(consensus.by_category).all()
+
+
+def test_expression_getters_work(adata, model):
+    expression = model.get_normalized_expression(library_size=100, gene_list=list(adata.var_names[:4]))
+    assert expression.shape == (240, 4)
+    assert (model.get_normalized_expression().sum(1) - 1).abs().max() < 1e-4
+    observed = adata.X.toarray() / adata.X.sum(1)
+    types = adata.obs["type"].to_numpy()
+    decoded = model.get_normalized_expression().to_numpy()
+    for name in np.unique(types):
+        correlation = np.corrcoef(observed[types == name].mean(0).ravel(), decoded[types == name].mean(0))[0, 1]
+        assert correlation > 0.9
+    shifted = model.get_normalized_expression(transform_batch=adata.obs["batch"].unique()[0])
+    assert not np.allclose(shifted, decoded)
+    samples = model.posterior_predictive_sample(n_samples=3)
+    assert samples.shape == (240, 60, 3)
+    assert abs(samples.todense().mean() / adata.X.mean() - 1) < 0.2
+    assert model.get_normalized_expression(n_samples=2, return_mean=False).shape == (2, 240, 60)
+
+
+def test_differential_expression_finds_the_markers(adata, model):
+    adata.obs["called"] = pd.Categorical(model.predict())
+    group = adata.obs["called"].iloc[0]
+    table = model.differential_expression(groupby="called", group1=group, silent=True)
+    inside = (adata.obs["called"] == group).to_numpy()
+    observed = np.log2(adata.X[inside].mean(0) + 1e-2) - np.log2(adata.X[~inside].mean(0) + 1e-2)
+    change = table["lfc_mean"] if "lfc_mean" in table else np.log2(table["scale1"] / table["scale2"])
+    assert np.corrcoef(change.loc[adata.var_names], np.asarray(observed).ravel())[0, 1] > 0.7
+
+
+def test_elbo_and_reconstruction_error_are_finite_and_ordered(adata, model):
+    assert model.get_elbo(return_mean=False).shape == (240,)
+    untrained = cpl.CplMixVI(adata, n_categories=TYPES, n_hidden=32)
+    untrained.is_trained_ = True
+    assert model.get_elbo() > untrained.get_elbo()
+    error = model.get_reconstruction_error()
+    assert 0 < error["reconstruction_loss"] < -model.get_elbo()
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "poisson"])
+def test_other_count_likelihoods_train(adata, likelihood):
+    model = quick(adata, likelihood=likelihood)
+    assert np.isfinite(model.get_elbo())
+    assert model.posterior_predictive_sample().shape == (240, 60)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "mse"])
+@pytest.mark.parametrize("augment", ["auto", "noise", "none"])
+def test_log_values_train(adata, likelihood, augment):
+    adata.layers["log"] = cpl.pp.log_normalize(adata.X)
+    model = quick(adata, setup={"layer": "log"}, likelihood=likelihood, augment=augment)
+    assert model.get_normalized_expression().shape == (240, 60)
+    assert np.isfinite(model.get_elbo())
+
+
+def test_binary_values_train(adata):
+    adata.layers["binary"] = (adata.X > 0).astype(np.float32)
+    model = quick(adata, setup={"layer": "binary"}, likelihood="bernoulli")
+    expression = model.get_normalized_expression().to_numpy()
+    assert ((expression >= 0) & (expression <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"distance": "aitchison"}, {"epsilon": 1.0}, {"hard": True}, {"n_arms": 3}, {"n_arms": 1}, {"n_state": 1}],
+    ids=str,
+)
+def test_options_of_the_method_train_and_survive_saving(adata, tmp_path, options):
+    model = quick(adata, **options)
+    model.save(tmp_path / "model")
+    loaded = cpl.CplMixVI.load(tmp_path / "model", adata=adata)
+    pd.testing.assert_frame_equal(loaded.predict(soft=True), model.predict(soft=True))
+    assert loaded.module.coupling.lam == model.module.coupling.lam
+    assert ("epsilon" in options) == (model.module.coupling.lam != 1)
+
+
+def test_all_covariates_and_size_factors_register_and_train(adata):
+    model = quick(
+        adata,
+        setup={
+            "batch_key": "batch",
+            "labels_key": "type",
+            "categorical_covariate_keys": ["site"],
+            "continuous_covariate_keys": ["age"],
+            "size_factor_key": "depth",
+        },
+    )
+    arm = model.module.arms[0]
+    assert arm.encoder.n_cov == 2 + 2 + 1
+    assert arm.decoder.n_cov == 2 + 2 + 1
+    assert model.predict().shape == (240,)
+    library = next(iter(model._make_data_loader(adata=model.adata)))[scvi.REGISTRY_KEYS.SIZE_FACTOR_KEY]
+    np.testing.assert_allclose(library[:3].ravel(), adata.obs["depth"][:3], rtol=1e-5)
+
+
+def test_same_seed_same_bits_other_seed_other_result(adata):
+    def run(seed):
+        scvi.settings.seed = seed
+        return quick(adata, epochs=3).predict(soft=True).to_numpy()
+
+    first, again, other = run(3), run(3), run(4)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_training_arguments_of_scvi_pass_through(adata, tmp_path):
+    scvi.settings.logging_dir = str(tmp_path)
+    model = quick(
+        adata,
+        epochs=6,
+        train={
+            "early_stopping": True,
+            "early_stopping_patience": 2,
+            "accelerator": "cpu",
+            "devices": 1,
+            "plan_kwargs": {"lr": 0.05, "n_epochs_kl_warmup": 3, "reduce_lr_on_plateau": True},
+            "datasplitter_kwargs": {"pin_memory": False},
+            "gradient_clip_val": 1.0,
+            "enable_checkpointing": True,
+            "batch_size": 32,
+        },
+    )
+    assert {"elbo_validation", "validation_loss", "agreement_validation"} <= set(model.history)
+    assert len(model.validation_indices) == 24
+    assert len(model.history["elbo_train"]) <= 6
+    assert any(tmp_path.iterdir())
+
+
+def test_split_given_from_outside_is_used(adata):
+    train, validation = np.arange(0, 200), np.arange(200, 240)
+    model = quick(adata, train={"datasplitter_kwargs": {"external_indexing": [train, validation, np.array([])]}})
+    assert np.array_equal(model.train_indices, train)
+
+
+def test_all_cells_are_trained_on_by_default(model):
+    assert len(model.train_indices) == 240
+    assert len(model.validation_indices) == 0
+
+
+def test_second_training_goes_on_from_the_first(adata):
+    model = quick(adata, epochs=3)
+    before = model.history["reconstruction_loss_train"].to_numpy().ravel()
+    model.train(max_epochs=2, enable_progress_bar=False)
+    after = model.history["reconstruction_loss_train"].to_numpy().ravel()
+    assert len(after) == 5
+    assert after[3:].mean() < before[0]
+
+
+def test_saving_keeps_everything(adata, model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = cpl.CplMixVI.load(tmp_path / "model", adata=adata)
+    pd.testing.assert_frame_equal(loaded.predict(soft=True), model.predict(soft=True))
+    assert set(loaded.history) == set(model.history)
+    without = cpl.CplMixVI.load(tmp_path / "model", adata=False)
+    assert list(without.predict(adata.copy())) == list(model.predict())
+
+
+def test_untrained_models_do_not_predict(adata):
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    with pytest.raises(RuntimeError, match="[Tt]rain"):
+        cpl.CplMixVI(adata, n_categories=2).predict()
+
+
+def test_number_of_categories_by_default_is_bounded_by_the_cells(adata):
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    assert cpl.CplMixVI(adata).n_categories == 12
+    assert cpl.CplMixVI(adata, n_categories="auto").n_categories == 12
+
+
+def test_the_model_says_what_it_is(model):
+    assert "n_categories: 3" in model.summary_string
+    assert "CountThinning" in model.summary_string
+
+
+def test_library_code_leaves_the_number_of_threads_alone(adata):
+    before = torch.get_num_threads()
+    quick(adata)
+    assert torch.get_num_threads() == before

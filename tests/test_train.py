@@ -1,0 +1,31 @@
+"""Splits, schedules and the plan."""
+
+import pytest
+
+from cplmixvi.train import default_batch_size, default_max_epochs
+from cplmixvi.train._splitter import without_single_tail
+
+
+@pytest.mark.parametrize("n_obs", [2, 3, 5, 128, 129, 257, 1000, 4097])
+@pytest.mark.parametrize("batch_size", [2, 3, 16, 128])
+def test_no_batch_has_a_single_cell(n_obs, batch_size):
+    size = without_single_tail(n_obs, batch_size)
+    assert n_obs % size != 1
+    assert batch_size <= size <= batch_size + 2
+
+
+@pytest.mark.parametrize(("n_cells", "expected"), [(10, 16), (400, 100), (10_000, 128)])
+def test_small_data_get_small_batches(n_cells, expected):
+    assert default_batch_size(n_cells) == expected
+
+
+@pytest.mark.parametrize("n_cells", [300, 3_000, 14_000])
+def test_default_runs_have_about_as_many_steps(n_cells):
+    batch_size = default_batch_size(n_cells)
+    steps = default_max_epochs(n_cells, batch_size) * -(-n_cells // batch_size)
+    assert 3_500 <= steps <= 4_500
+
+
+def test_default_epochs_are_bounded():
+    assert default_max_epochs(10, 16) == 1_000
+    assert default_max_epochs(10**7, 128) == 20
