@@ -1,5 +1,5 @@
 """The only room that writes into AnnData."""
 
-from ._annotate import annotate
+from ._annotate import annotate, check_destination
 
-__all__ = ["annotate"]
+__all__ = ["annotate", "check_destination"]

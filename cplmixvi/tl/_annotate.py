@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -63,9 +65,8 @@ def annotate(
     ValueError
         If ``key_added`` is not a valid name, entries of another origin exist, or genes are missing.
     """
+    check_destination(adata, key_added, overwrite=overwrite)
     keys = ResultKeys(key_added)
-    _check_key(key_added)
-    _check_free(adata, keys, overwrite)
     own = adata is model.adata
     posterior = model.get_posterior(None if own else adata, batch_size=batch_size)
     final = posterior.proba.argmax(1)
@@ -119,8 +120,25 @@ def _at_least_two_columns(state: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(state, dtype=np.float32)
 
 
+def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite: bool = False) -> None:
+    """Raise what :func:`annotate` would raise about ``key_added``, before a model is trained.
+
+    Parameters
+    ----------
+    adata, key_added, overwrite
+        See :func:`annotate`.
+
+    Raises
+    ------
+    ValueError
+        If ``key_added`` is not a valid name or entries of another origin exist.
+    """
+    _check_key(key_added)
+    if not overwrite:
+        _check_free(adata, ResultKeys(key_added))
+
+
 def _check_key(key: str) -> None:
-    import re
 
     # The pattern of the CELLxGENE schema for embeddings, which is also safe for HDF5 and zarr paths.
     if not isinstance(key, str) or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]*", key):
@@ -147,10 +165,9 @@ _RESERVED = frozenset(
 )
 
 
-def _check_free(adata: AnnData, keys: ResultKeys, overwrite: bool) -> None:
+def _check_free(adata: AnnData, keys: ResultKeys) -> None:
     earlier = adata.uns.get(keys.uns)
-    ours = isinstance(earlier, dict) and earlier.get("origin") == _ORIGIN
-    if overwrite or ours:
+    if isinstance(earlier, Mapping) and earlier.get("origin") == _ORIGIN:
         return
     taken = [f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement) if name in adata.obs]
     taken += [f"obsm[{name!r}]" for name in (keys.state, keys.proba) if name in adata.obsm]

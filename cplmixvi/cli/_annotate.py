@@ -1,0 +1,243 @@
+"""``cplmixvi annotate``: from a file of cells to the same file with types and states."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cplmixvi.cli import _files
+from cplmixvi.cli._errors import InputError
+from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from cplmixvi import CplMixVI
+
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of ``cplmixvi annotate``; its help text says what each means."""
+
+    source: Path
+    output: Path
+    layer: str | None = None
+    n_categories: int | None = None
+    n_state: int = 2
+    n_arms: int = 2
+    batch_key: str | None = None
+    likelihood: str = "nb"
+    augment: str = "auto"
+    hvg: int = 2000
+    max_epochs: int | None = None
+    seed: int = 0
+    key_added: str = "cplmixvi"
+    overwrite: bool = False
+    model_dir: Path | None = None
+    threads: int | None = None
+    accelerator: str = "auto"
+    quiet: bool = False
+
+
+def annotate_file(options: Options) -> dict[str, str | int | float | None]:
+    """Annotate the cells of one file.
+
+    Returns
+    -------
+    What happened, fit for JSON. ``consensus`` is the mean over categories of their consensus (0 to 1), None for a
+    model with one arm; ``seconds`` is wall clock.
+
+    Raises
+    ------
+    InputError, ValueError
+        If the input cannot be used; nothing is written then.
+    """
+    start = time.perf_counter()
+    _check_paths(options)
+    reporter = Reporter(quiet=options.quiet)
+    with calm_libraries(reporter), ExitStack() as stack:
+        with swallowed():
+            stack.enter_context(thread_limit(options.threads))
+            adata, model = _prepare(options, reporter)
+        reporter.release()
+        with clean_stdout():
+            model.train(
+                max_epochs=options.max_epochs,
+                accelerator=options.accelerator,
+                enable_progress_bar=not options.quiet,
+            )
+            try:
+                write_back(adata, model, options.key_added, overwrite=options.overwrite)
+            except ValueError as error:
+                # All that the user could mend was checked before training: what is left is a bug.
+                raise RuntimeError("the trained model could not annotate its own cells") from error
+            reporter.say(f"writing {options.output}")
+            _save(adata, model, options)
+    return _summary(adata, model, options) | {
+        "seconds": round(time.perf_counter() - start, 2),
+        "device": str(model.device),
+        "key": options.key_added,
+        "output": str(options.output),
+    }
+
+
+def _check_paths(options: Options) -> None:
+    """Refuse what can be refused without reading anything or importing torch."""
+    _files.check_input(options.source)
+    _files.check_output(options.output, options.source, overwrite=options.overwrite)
+    if options.model_dir is not None:
+        _files.check_model_dir(options.model_dir, overwrite=options.overwrite)
+    if options.accelerator not in _ACCELERATORS:
+        raise InputError(f"--accelerator {options.accelerator!r} is not known; use one of {', '.join(_ACCELERATORS)}.")
+
+
+def _prepare(options: Options, reporter: Reporter) -> tuple[AnnData, CplMixVI]:
+    """All cells and genes, and a model of the selected genes that is ready to train."""
+    import scvi
+
+    from cplmixvi import CplMixVI
+
+    _check_accelerator(options.accelerator)
+    adata = _files.read(options.source)
+    _check_names(adata, options)
+    _check_destination(adata, options)
+    scvi.settings.seed = options.seed
+    fitted = select(adata, options.hvg, layer=options.layer, likelihood=options.likelihood, batch_key=options.batch_key)
+    CplMixVI.setup_anndata(fitted, layer=options.layer, batch_key=options.batch_key)
+    model = CplMixVI(
+        fitted,
+        n_categories=options.n_categories,
+        n_state=options.n_state,
+        n_arms=options.n_arms,
+        likelihood=options.likelihood,
+        augment=options.augment,
+    )
+    reporter.say(
+        f"{adata.n_obs:,} cells x {adata.n_vars:,} genes read, fitting {fitted.n_vars:,} genes with "
+        f"{model.n_categories} categories and {options.n_arms} arms"
+    )
+    return adata, model
+
+
+def _check_accelerator(accelerator: str) -> None:
+    import torch
+
+    there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
+    there |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(accelerator, True):
+        raise InputError(f"--accelerator {accelerator} was given but there is none here; use auto or cpu.")
+
+
+def _check_names(adata: AnnData, options: Options) -> None:
+    """Refuse, in terms of the command line, a layer or a column that is not there, and genes without names."""
+    if options.layer is not None and options.layer not in adata.layers:
+        raise InputError(
+            f"--layer {options.layer!r} is not in IN; layers there: {', '.join(adata.layers) or 'none'}; name one of "
+            "these, or leave the option out to use X."
+        )
+    if options.layer is None and adata.X is None:
+        raise InputError(f"IN has no X; layers there: {', '.join(adata.layers) or 'none'}; name one with --layer.")
+    if options.batch_key is not None and options.batch_key not in adata.obs:
+        raise InputError(
+            f"--batch-key {options.batch_key!r} is not a column of obs; columns there: "
+            f"{', '.join(map(str, adata.obs.columns[:12])) or 'none'}; name one of these."
+        )
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()][0]
+        raise InputError(
+            f"gene names of IN are not unique ({str(twice)!r} is there twice); unique ones are needed; call "
+            "adata.var_names_make_unique() and write IN again."
+        )
+
+
+def _check_destination(adata: AnnData, options: Options) -> None:
+    """Refuse a key that cannot be written before minutes of training and not after."""
+    from cplmixvi.tl import check_destination
+
+    check_destination(adata, options.key_added, overwrite=options.overwrite)
+
+
+def select(adata: AnnData, n_top: int, *, layer: str | None, likelihood: str, batch_key: str | None) -> AnnData:
+    """Copy the genes to fit and nothing else, which keeps memory low next to a large ``adata``.
+
+    Parameters
+    ----------
+    n_top
+        Number of highly variable genes; 0, or as many as there are or more, keeps all genes.
+    layer, likelihood, batch_key
+        Which values are fitted and how, see :func:`cplmixvi.pp.select_genes`.
+
+    Raises
+    ------
+    InputError, ValueError
+        If the values do not fit the likelihood, or a cell has none in the selected genes.
+    """
+    from anndata import AnnData
+
+    from cplmixvi import pp
+
+    values = adata.X if layer is None else adata.layers[layer]
+    where = "X" if layer is None else f"layer {layer!r}"
+    pp.check_values(values, likelihood, where=where, obs_names=adata.obs_names, var_names=adata.var_names)
+    genes = np.ones(adata.n_vars, dtype=bool)
+    if 0 < n_top < adata.n_vars:
+        genes = pp.select_genes(adata, n_top, layer=layer, likelihood=likelihood, batch_key=batch_key)
+    chosen = values[:, np.flatnonzero(genes)]
+    empty = np.flatnonzero(np.asarray((chosen != 0).sum(axis=1)).ravel() == 0)
+    if empty.size and likelihood != "bernoulli" and not genes.all():
+        raise InputError(
+            f"{empty.size} cells ({str(adata.obs_names[empty[0]])!r}, ...) are zero in all {genes.sum():,} selected "
+            "genes; every cell needs a value; raise --hvg, or pass --hvg 0 for all genes."
+        )
+    obs = adata.obs[[] if batch_key is None else [batch_key]].copy()
+    var = adata.var.loc[genes, []].copy()
+    # The same layer name as in IN, so that the saved model finds its values in IN again.
+    return AnnData(chosen if layer is None else None, obs=obs, var=var, layers={layer: chosen} if layer else None)
+
+
+def write_back(adata: AnnData, model: CplMixVI, key: str = "cplmixvi", *, overwrite: bool = False) -> None:
+    """Annotate all cells, and take out what scvi-tools leaves behind in an AnnData that it has seen."""
+    from cplmixvi import tl
+
+    before = set(adata.obs) | set(adata.uns)
+    tl.annotate(adata, model, key_added=key, overwrite=overwrite)
+    for entries in (adata.obs, adata.uns):
+        for name in [name for name in entries if str(name).startswith("_scvi") and name not in before]:
+            del entries[name]
+
+
+def _save(adata: AnnData, model: CplMixVI, options: Options) -> None:
+    """Model first, cells last: where the output is, everything is."""
+    with ExitStack() as stack:
+        output = stack.enter_context(_files.replacing(options.output))
+        _files.write(adata, output)
+        if options.model_dir is not None:
+            saved = output.with_name("model")
+            model.save(str(saved), save_anndata=False)
+            _files.move_into(saved, options.model_dir)
+
+
+def mean_consensus(adata: AnnData, key: str = "cplmixvi") -> float | None:
+    """Mean over categories of their consensus (0 to 1); None where there is none, as with one arm."""
+    by_category = np.asarray(adata.uns[key].get("consensus_by_category", []), dtype=float)
+    # A category that only the average of the arms chooses has no consensus.
+    known = by_category[np.isfinite(by_category)]
+    return round(float(known.mean()), 4) if known.size else None
+
+
+def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, int | float | None]:
+    return {
+        "cells": int(adata.n_obs),
+        "genes": int(adata.n_vars),
+        "genes_used": int(model.summary_stats.n_vars),
+        "categories_used": len(adata.uns[options.key_added]["categories"]),
+        "consensus": mean_consensus(adata, options.key_added),
+    }

@@ -1,0 +1,164 @@
+"""The commands and their options, and what becomes of errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cplmixvi.cli._errors import InputError, is_message, one_line, signals_exit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM = "cplmixvi"
+_EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130
+
+# typer brings its own copy of click since 0.16 and depends on click before; its errors have this base in both.
+_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_FLAGS = re.compile(r"\b(n_categories|n_state|n_arms|batch_key|key_added|likelihood|layer|augment|max_epochs)=")
+
+app = typer.Typer(name=PROGRAM, add_completion=False, help="Cell types and their states from coupled mixture VAEs.")
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run a command and turn its outcome into an exit status; a bug keeps its traceback."""
+    command = typer.main.get_command(app)
+    try:
+        with signals_exit():
+            status = command(args=argv, prog_name=PROGRAM, standalone_mode=False)
+    except _UsageError as error:
+        return _refuse(_usage(error))
+    except (InputError, ValueError) as error:
+        if not is_message(error):
+            raise
+        return _refuse(_FLAGS.sub(_flag, str(error)).replace("overwrite=True", "--overwrite"))
+    except (KeyboardInterrupt, typer.Abort):
+        return _EXIT_INTERRUPTED
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error) -> str:
+    """Say what typer says about wrong options, and the place where the right ones are listed."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    commands = "" if " " in path else "; commands are annotate and demo"
+    return f"{error.format_message().strip().rstrip('.')}{commands}; see '{path} --help'."
+
+
+def _flag(match: re.Match) -> str:
+    """Name the option on the command line for an argument of the library."""
+    return f"--{match[1].replace('_', '-')} "
+
+
+def _refuse(text: str) -> int:
+    sys.stderr.write(f"{PROGRAM}: error: {one_line(text)}\n")
+    return _EXIT_BAD_INPUT
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {installed_version(PROGRAM)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Cell types and their states from coupled mixture VAEs."""
+
+
+def _n_categories(text: str) -> str:
+    """Check ``K`` or ``auto``; typer has no type for either-or."""
+    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor 'auto'")
+    return text
+
+
+@app.command()
+def annotate(
+    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to annotate (or a .zarr store).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Where to write them (.h5ad or .zarr).")],
+    layer: Annotated[str | None, typer.Option(help="Layer with the values to fit; X by default.")] = None,
+    n_categories: Annotated[
+        str, typer.Option(metavar="K|auto", callback=_n_categories, help="Number of types, at most.")
+    ] = "auto",
+    n_state: Annotated[int, typer.Option(min=1, help="Dimensions of the state.")] = 2,
+    n_arms: Annotated[int, typer.Option(min=1, help="Coupled arms; two or more give a consensus.")] = 2,
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
+    likelihood: Annotated[
+        str, typer.Option(help="nb, zinb or poisson for counts; normal or mse for log values; bernoulli for 0 to 1.")
+    ] = "nb",
+    augment: Annotated[
+        str, typer.Option(help="How the arms' copies of a cell differ: auto, thin, mask, noise or none.")
+    ] = "auto",
+    hvg: Annotated[int, typer.Option(min=0, help="Fit this many highly variable genes; 0 for all genes.")] = 2000,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    key_added: Annotated[str, typer.Option(help="Name of the result in the AnnData.")] = "cplmixvi",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
+    ] = False,
+    model_dir: Annotated[Path | None, typer.Option(help="Folder to save the trained model in.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use at most.")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
+) -> None:
+    """Find types and states of the cells in IN and write them, with everything that IN holds, to OUT.
+
+    Prints one line of JSON: cells, genes, genes_used, categories_used, consensus, seconds, device, key, output.
+    """
+    from cplmixvi.cli._annotate import Options, annotate_file
+
+    summary = annotate_file(
+        Options(
+            source=source,
+            output=output,
+            layer=layer,
+            n_categories=None if n_categories == "auto" else int(n_categories),
+            n_state=n_state,
+            n_arms=n_arms,
+            batch_key=batch_key,
+            likelihood=likelihood,
+            augment=augment,
+            hvg=hvg,
+            max_epochs=max_epochs,
+            seed=seed,
+            key_added=key_added,
+            overwrite=overwrite,
+            model_dir=model_dir,
+            threads=threads,
+            accelerator=accelerator,
+            quiet=quiet,
+        )
+    )
+    typer.echo(json.dumps(summary, allow_nan=False))
+
+
+@app.command()
+def demo(
+    dataset: Annotated[str, typer.Option(help="Name of a data set in cplmixvi.datasets.")] = "pbmc68k",
+    out: Annotated[Path, typer.Option(help="Folder for the annotated cells and two pictures.")] = Path("demo"),
+    labels: Annotated[str | None, typer.Option(help="Column of obs with the reference types.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use at most.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
+) -> None:
+    """Annotate a real data set and compare with its reference types, k-means and Leiden."""
+    from cplmixvi.cli._demo import run_demo
+
+    typer.echo(
+        run_demo(dataset, out, labels=labels, seed=seed, max_epochs=max_epochs, threads=threads, quiet=quiet), nl=False
+    )

@@ -1,0 +1,62 @@
+"""Which failures are the user's to mend, and how they are told."""
+
+from __future__ import annotations
+
+import dis
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+class InputError(Exception):
+    """Input that cannot be used; its text says what was given, what is allowed and how to mend it."""
+
+
+def is_message(error: BaseException) -> bool:
+    """Whether ``error`` is a message for the user and not a bug.
+
+    A ValueError that a ``raise`` statement of this package made is a check speaking. One that comes out of a library,
+    or of an expression of our own, is a bug whose traceback somebody needs to see.
+    """
+    if isinstance(error, InputError):
+        return True
+    trace = error.__traceback__
+    if not isinstance(error, ValueError) or trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    from_package = frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
+    return from_package and dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def one_line(text: object) -> str:
+    """``text`` with all line breaks and runs of blanks made single blanks."""
+    return " ".join(str(text).split())
+
+
+@contextmanager
+def signals_exit() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into SystemExit(128 + signal), so that temporary files are removed on the way out.
+
+    A KeyboardInterrupt would not do: the trainer catches it and exits with status 1.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

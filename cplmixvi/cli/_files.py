@@ -1,0 +1,169 @@
+"""Paths: checked before any work starts, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cplmixvi.cli._errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+_SUFFIXES = (".h5ad", ".zarr")
+
+
+def check_input(path: Path) -> None:
+    """Raise InputError unless there is something at ``path`` that may be an AnnData."""
+    _check_suffix(path, "IN")
+    if not path.exists():
+        raise InputError(f"IN {str(path)!r} does not exist; an .h5ad file is needed; check the path.")
+    if path.suffix == ".h5ad" and not path.is_file():
+        raise InputError(f"IN {str(path)!r} is a folder; an .h5ad file is needed; name the file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"IN {str(path)!r} may not be read by you; change its permissions.")
+
+
+def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless ``path`` can be written without harm to ``source``."""
+    _check_suffix(path, "OUT")
+    _check_folder(path, "OUT")
+    if path.exists() and path.samefile(source) and not overwrite:
+        raise InputError(f"OUT {str(path)!r} is the same file as IN; name another file or pass --overwrite.")
+    if path.suffix == ".h5ad" and path.is_dir():
+        raise InputError(f"OUT {str(path)!r} is a folder; the path of a file is needed; name a file in it.")
+    if path.suffix == ".zarr" and path.exists() and not overwrite:
+        raise InputError(f"OUT {str(path)!r} exists; a new store is needed; name another one or pass --overwrite.")
+    if path.suffix == ".zarr" and path.exists() and not _is_zarr(path):
+        raise InputError(f"OUT {str(path)!r} exists and is no zarr store, so it is not replaced; name another path.")
+
+
+def check_model_dir(path: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless a model can be saved in the folder ``path``."""
+    _check_folder(path, "--model-dir")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--model-dir {str(path)!r} is a file; a folder is needed; name another path.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(
+            f"--model-dir {str(path)!r} is not empty; a new or empty folder is needed; name one or pass --overwrite."
+        )
+
+
+def _check_suffix(path: Path, name: str) -> None:
+    if path.suffix not in _SUFFIXES:
+        raise InputError(f"{name} {str(path)!r} must end in {' or '.join(_SUFFIXES)}; rename it or name another file.")
+
+
+def _check_folder(path: Path, name: str) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{name} {str(path)!r} lies in {str(folder)!r}, which is no folder; create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{name} {str(path)!r} lies in {str(folder)!r}, which is read-only for you; name another one.")
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
+
+
+def read(path: Path) -> AnnData:
+    """Read an AnnData from an .h5ad file or a zarr store.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read as one.
+    """
+    import anndata as ad
+
+    if path.suffix == ".zarr" and not _is_zarr(path):
+        raise InputError(f"IN {str(path)!r} is not a zarr store; an AnnData written by write_zarr is needed.")
+    try:
+        if path.suffix == ".zarr":
+            return ad.read_zarr(path)
+        _check_h5ad(path)
+        return ad.read_h5ad(path)
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"IN {str(path)!r} cannot be read as an AnnData ({type(error).__name__}: {one_line(error)[:160]}); "
+            "a file written by AnnData.write_h5ad is needed; write it again."
+        ) from error
+
+
+def _check_h5ad(path: Path) -> None:
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        raise InputError(
+            f"IN {str(path)!r} is not an HDF5 file; an .h5ad file is needed; convert it, for example with scanpy.read "
+            "and AnnData.write_h5ad."
+        )
+    with h5py.File(path, "r") as file:
+        missing = [name for name in ("X", "obs", "var") if name not in file]
+    # An AnnData without X is possible and may hold its counts in a layer.
+    if {"obs", "var"} & set(missing):
+        raise InputError(
+            f"IN {str(path)!r} is an HDF5 file without {' and '.join(missing)}, so it is no .h5ad file; convert it, "
+            "for example with scanpy.read_10x_h5 and AnnData.write_h5ad."
+        )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that takes the place of ``path`` if the block ends well.
+
+    Raises
+    ------
+    InputError
+        If there is no space or no permission to write it.
+    """
+    path = path.resolve()
+    scratch = None
+    try:
+        # A folder of its own hides the half-written file from a glob over the output folder.
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        yield scratch / path.name
+        _swap(scratch / path.name, path, aside=scratch / "old")
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be written ({one_line(error)}); check space and permissions, or name another path."
+        ) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path, *, aside: Path) -> None:
+    """Put ``new`` at ``path``; a folder there is moved ``aside``, and back again if that fails."""
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    os.replace(path, aside)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(aside, path)
+        raise
+
+
+def write(adata: AnnData, path: Path) -> None:
+    """Write ``adata`` to an .h5ad file (compressed) or a zarr store."""
+    if path.suffix == ".h5ad":
+        adata.write_h5ad(path, compression="gzip")
+    else:
+        adata.write_zarr(path)
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Move the files of folder ``source`` into ``target``; what else is in ``target`` stays."""
+    target.mkdir(exist_ok=True)
+    for item in source.iterdir():
+        os.replace(item, target / item.name)

@@ -1,0 +1,250 @@
+"""Figures: right numbers in the right places, Axes returned, nothing global changed, clear errors."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from cplmixvi import pl
+
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def make_annotated():
+    """A factory of AnnData that look as ``tl.annotate`` leaves them, with known sizes and consensus."""
+
+    def make(n_categories=3, n_arms=2, key="cplmixvi", sizes=None):
+        sizes = np.arange(1, n_categories + 1) * 10 if sizes is None else np.asarray(sizes)
+        codes = np.repeat(np.arange(n_categories), sizes)
+        categories = np.array([str(2 * i) for i in range(n_categories)], dtype=object)
+        adata = ad.AnnData(np.zeros((len(codes), 2), dtype=np.float32))
+        adata.obs[key] = pd.Categorical(categories[codes], categories=categories)
+        adata.obs[f"{key}_confidence"] = np.linspace(0, 1, len(codes), dtype=np.float32)
+        adata.obs["truth"] = pd.Categorical([f"type {'abcdefghijklmnopqrstuvwxyz'[c % 26]}{c // 26}" for c in codes])
+        adata.obsm[f"X_{key}"] = np.stack([codes, -codes], axis=1).astype(np.float32)
+        epochs = np.arange(1, 6)
+        result = {
+            "categories": categories,
+            "history": {"elbo_train": 100.0 / epochs, "elbo_validation": 110.0 / epochs, "entropy_train": 1.0 / epochs},
+        }
+        if n_arms > 1:
+            matrix = np.full((n_categories, n_categories), 0.1, dtype=np.float32)
+            np.fill_diagonal(matrix, 0.9 - 0.5 * np.arange(n_categories) / n_categories)
+            result |= {"consensus": matrix, "consensus_by_category": np.diag(matrix).copy()}
+        adata.uns[key] = result
+        return adata
+
+    return make
+
+
+def labels_of(axis):
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+def image_of(ax):
+    return np.asarray(ax.images[0].get_array())
+
+
+class TestConsensus:
+    def test_largest_category_comes_first_with_its_own_consensus(self, make_annotated):
+        ax = pl.consensus(make_annotated(3))
+        assert labels_of(ax.yaxis) == ["4", "2", "0"]
+        np.testing.assert_allclose(np.diag(image_of(ax)), [0.9 - 1 / 3, 0.9 - 0.5 / 3, 0.9], rtol=1e-6)
+
+    def test_bars_give_cells_and_consensus(self, make_annotated):
+        ax = pl.consensus(make_annotated(3), order="name")
+        cells, shares = ax.child_axes[0], ax.child_axes[1]
+        assert [bar.get_height() for bar in cells.patches] == [10, 20, 30]
+        np.testing.assert_allclose([bar.get_width() for bar in shares.patches], [0.9, 0.9 - 0.5 / 3, 0.9 - 1 / 3])
+
+    def test_name_keeps_the_stored_order(self, make_annotated):
+        assert labels_of(pl.consensus(make_annotated(3), order="name").xaxis) == ["0", "2", "4"]
+
+    def test_similarity_puts_confused_categories_side_by_side(self, make_annotated):
+        adata = make_annotated(4)
+        adata.uns["cplmixvi"]["consensus"][[0, 3], [3, 0]] = 0.6
+        labels = labels_of(pl.consensus(adata, order="similarity").xaxis)
+        assert abs(labels.index("0") - labels.index("6")) == 1
+
+    def test_draws_into_the_axes_given(self, make_annotated):
+        _, ax = plt.subplots()
+        assert pl.consensus(make_annotated(), ax=ax) is ax
+        assert len(plt.get_fignums()) == 1
+
+    def test_labels_are_thinned_where_they_cannot_be_read(self, make_annotated):
+        labels = labels_of(pl.consensus(make_annotated(80)).xaxis)
+        assert 20 <= len(labels) <= 60
+
+    @pytest.mark.parametrize(("n_categories", "written"), [(3, True), (40, False)])
+    def test_values_are_written_only_where_there_is_room(self, make_annotated, n_categories, written):
+        assert bool(pl.consensus(make_annotated(n_categories)).texts) is written
+
+    def test_category_without_consensus_does_not_spoil_the_mean(self, make_annotated):
+        adata = make_annotated(2)
+        adata.uns["cplmixvi"]["consensus_by_category"] = np.array([np.nan, 0.5])
+        assert pl.consensus(adata).child_axes[1].get_title() == "mean 0.50"
+
+    def test_one_category(self, make_annotated):
+        assert image_of(pl.consensus(make_annotated(1))).shape == (1, 1)
+
+    def test_one_arm_has_no_consensus(self, make_annotated):
+        with pytest.raises(ValueError, match=r"one arm.*n_arms=2"):
+            pl.consensus(make_annotated(n_arms=1))
+
+    def test_unknown_order(self, make_annotated):
+        with pytest.raises(ValueError, match=r"order='age'.*'size'"):
+            pl.consensus(make_annotated(), order="age")
+
+
+class TestMissingResult:
+    def test_message_names_the_results_that_are_there(self, make_annotated):
+        with pytest.raises(ValueError, match=r"key='cplmixvi'.*results found under: other.*tl\.annotate"):
+            pl.consensus(make_annotated(key="other"))
+
+    def test_entry_of_another_origin(self, make_annotated):
+        adata = make_annotated()
+        adata.uns["leiden"] = {"params": {}}
+        with pytest.raises(ValueError, match="not written by cplmixvi"):
+            pl.consensus(adata, "leiden")
+
+    def test_message_is_one_line(self):
+        with pytest.raises(ValueError, match="holds no result") as caught:
+            pl.training(ad.AnnData(np.zeros((2, 2))))
+        assert "\n" not in str(caught.value)
+
+
+class TestTraining:
+    def test_one_panel_per_metric_that_was_recorded(self, make_annotated):
+        axes = pl.training(make_annotated())
+        assert [ax.get_title(loc="left").split()[0] for ax in axes] == ["negative", "type"]
+
+    def test_both_splits_with_their_values(self, make_annotated):
+        ax = pl.training(make_annotated(), metrics="elbo")
+        train, validation = ax.get_lines()
+        np.testing.assert_allclose(train.get_ydata(), 100.0 / np.arange(1, 6))
+        np.testing.assert_allclose(validation.get_ydata(), 110.0 / np.arange(1, 6))
+
+    def test_epochs_without_a_value_are_skipped(self, make_annotated):
+        adata = make_annotated()
+        adata.uns["cplmixvi"]["history"]["elbo_validation"][[0, 2]] = np.nan
+        validation = pl.training(adata, metrics="elbo").get_lines()[1]
+        np.testing.assert_array_equal(validation.get_xdata(), [2, 4, 5])
+
+    def test_reads_the_history_of_a_model(self):
+        class Trained:
+            history = {"elbo_train": pd.DataFrame({"elbo_train": [3.0, 2.0]})}
+
+        np.testing.assert_array_equal(pl.training(Trained()).get_lines()[0].get_ydata(), [3.0, 2.0])
+
+    def test_untrained_model(self):
+        class Untrained:
+            history = None
+
+        with pytest.raises(ValueError, match=r"Untrained was given.*model\.train"):
+            pl.training(Untrained())
+
+    def test_unknown_metric_names_those_recorded(self, make_annotated):
+        with pytest.raises(ValueError, match=r"'loss' cannot be drawn; recorded are elbo, entropy"):
+            pl.training(make_annotated(), metrics=["elbo", "loss"])
+
+    def test_axes_must_be_as_many_as_metrics(self, make_annotated):
+        _, axes = plt.subplots(1, 3)
+        with pytest.raises(ValueError, match="3 Axes for 2 metrics"):
+            pl.training(make_annotated(), ax=axes)
+        assert pl.training(make_annotated(), metrics=["elbo", "entropy"], ax=axes[:2])[0] is axes[0]
+
+
+class TestConfusion:
+    def test_perfect_labels_give_a_diagonal(self, make_annotated):
+        ax = pl.confusion(make_annotated(4), "truth")
+        np.testing.assert_array_equal(image_of(ax), np.eye(4))
+        assert ax.get_title(loc="left") == "ACC 1.00   NMI 1.00   ARI 1.00"
+        assert labels_of(ax.yaxis)[0] == "type d0 (40)"
+        assert labels_of(ax.xaxis) == ["6", "4", "2", "0"]
+
+    def test_surplus_categories_stand_right_of_a_line(self, make_annotated):
+        adata = make_annotated(3, sizes=[30, 20, 10])
+        adata.obs["truth"] = adata.obs["truth"].astype(str).replace("type c0", "type a0")
+        ax = pl.confusion(adata, "truth")
+        assert labels_of(ax.xaxis) == ["0", "2", "4"]
+        np.testing.assert_allclose(image_of(ax), [[0.75, 0, 0.25], [0, 1, 0]])
+        assert [line.get_xdata()[0] for line in ax.get_lines()] == [1.5]
+
+    def test_surplus_types_stand_below(self, make_annotated):
+        adata = make_annotated(3, sizes=[30, 20, 10])
+        adata.obs["cplmixvi"] = pd.Categorical(adata.obs["cplmixvi"].astype(str).replace("4", "0"))
+        ax = pl.confusion(adata, "truth")
+        assert labels_of(ax.yaxis)[-1] == "type c0 (10)"
+        np.testing.assert_allclose(image_of(ax), [[1, 0], [0, 1], [1, 0]])
+
+    @pytest.mark.parametrize(("normalize", "first"), [("reference", 0.75), ("category", 1.0), (None, 30)])
+    def test_normalize(self, make_annotated, normalize, first):
+        adata = make_annotated(3, sizes=[30, 20, 10])
+        adata.obs["truth"] = adata.obs["truth"].astype(str).replace("type c0", "type a0")
+        assert image_of(pl.confusion(adata, "truth", normalize=normalize))[0, 0] == first
+
+    def test_cells_without_a_type_are_left_out(self, make_annotated):
+        adata = make_annotated(3)
+        adata.obs["truth"] = adata.obs["truth"].astype(object)
+        adata.obs.iloc[:10, adata.obs.columns.get_loc("truth")] = np.nan
+        assert image_of(pl.confusion(adata, "truth")).shape == (2, 2)
+        assert image_of(pl.confusion(adata, "truth", ignore=("type b0",))).shape == (1, 1)
+
+    def test_no_cell_with_a_type(self, make_annotated):
+        with pytest.raises(ValueError, match="names no type for any cell"):
+            pl.confusion(make_annotated(1), "truth", ignore=("type a0",))
+
+    def test_missing_reference_names_the_columns_there(self, make_annotated):
+        with pytest.raises(ValueError, match=r"reference_key='cell_type'.*columns there: cplmixvi"):
+            pl.confusion(make_annotated(), "cell_type")
+
+
+class TestStates:
+    def test_draws_every_cell_once(self, make_annotated):
+        adata = make_annotated(3)
+        ax = pl.states(adata)
+        drawn = np.concatenate([points.get_offsets() for points in ax.collections])
+        np.testing.assert_array_equal(np.unique(drawn, axis=0), np.unique(adata.obsm["X_cplmixvi"], axis=0))
+        assert len(drawn) == adata.n_obs
+
+    def test_short_names_on_the_cells_long_ones_in_a_legend(self, make_annotated):
+        adata = make_annotated(3)
+        assert [text.get_text() for text in pl.states(adata).texts] == ["0", "2", "4"]
+        legend = pl.states(adata, color="truth").get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == ["type a0", "type b0", "type c0"]
+
+    def test_numbers_get_a_colour_bar(self, make_annotated):
+        ax = pl.states(make_annotated(), color="cplmixvi_confidence")
+        assert [other.get_ylabel() for other in ax.figure.axes if other is not ax] == ["cplmixvi_confidence"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"basis": "X_umap"}, r"basis='X_umap'.*there are: X_cplmixvi"),
+            ({"dims": (0, 2)}, r"dims=\(0, 2\).*2 columns"),
+            ({"color": "no"}, "color='no'"),
+        ],
+    )
+    def test_what_is_missing(self, make_annotated, options, message):
+        with pytest.raises(ValueError, match=message):
+            pl.states(make_annotated(), **options)
+
+
+def test_nothing_global_changes(make_annotated):
+    before = dict(plt.rcParams)
+    adata = make_annotated()
+    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata)
+    assert dict(plt.rcParams) == before
+
+
+def test_nothing_is_shown(make_annotated, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
+    adata = make_annotated()
+    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata)
