@@ -28,9 +28,8 @@ lint: venv
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-# As many threads as the machine has: the demonstration is for a reader who waits.
 demo: venv
-	env -u OMP_NUM_THREADS $(BIN)/cplmixvi demo --out demo
+	$(BIN)/cplmixvi demo --out demo
 
 clean:
 	rm -rf $(VENV) demo build dist scvi_log lightning_logs .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov

@@ -55,6 +55,7 @@ def load(name: str, n_genes: int = N_GENES) -> tuple[AnnData, np.ndarray, int]:
         adata.X = cpl.pp.log_normalize(adata.X)
     adata = adata[:, cpl.pp.select_genes(adata, n_genes, likelihood=case.likelihood)].copy()
     adata = adata[np.asarray((adata.X != 0).sum(1)).ravel() > 0].copy()
+    adata.uns["benchmark"] = name
     truth = adata.obs[case.labels].astype(str).to_numpy()
     return adata, truth, len(set(truth) - set(case.ignore))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import scvi
@@ -13,6 +14,7 @@ from anndata import AnnData
 import cplmixvi as cpl
 from cplmixvi import baselines
 
+CACHE = Path(__file__).parent / "cache"
 QUIET = {"enable_progress_bar": False, "logger": False}
 
 
@@ -71,13 +73,19 @@ def pca(scale: bool):
 
 
 def scvi_latent(adata: AnnData, seed: int, likelihood: str) -> np.ndarray:
-    """Latent space of scVI with its defaults (10 dimensions)."""
+    """Latent space of scVI with its defaults (10 dimensions); kept, because four clusterings read the same one."""
+    kept = CACHE / f"scvi_{adata.uns['benchmark']}_{adata.n_vars}_{seed}.npy"
+    if kept.exists():
+        return np.load(kept)
     scvi.settings.seed = seed
     adata = adata.copy()
     scvi.model.SCVI.setup_anndata(adata)
     model = scvi.model.SCVI(adata, gene_likelihood="normal" if likelihood == "normal" else "nb")
     model.train(**QUIET)
-    return model.get_latent_representation()
+    latent = model.get_latent_representation()
+    CACHE.mkdir(exist_ok=True)
+    np.save(kept, latent)
+    return latent
 
 
 def kmeans(components: np.ndarray, n_types: int, seed: int) -> np.ndarray:

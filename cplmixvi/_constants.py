@@ -9,6 +9,9 @@ DEFAULT_KEY = "cplmixvi"
 #: Entry of a minibatch with the arms' copies of the cells, shape ``(n_arms, n_cells, n_genes)``.
 COPIES_KEY = "copies"
 
+#: Entry of a minibatch with the starting posterior of the categories, shape ``(n_cells, n_categories)``.
+GUIDE_KEY = "guide"
+
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 LOG_LIKELIHOODS = ("normal", "mse")
 LIKELIHOODS = (*COUNT_LIKELIHOODS, *LOG_LIKELIHOODS, "bernoulli")

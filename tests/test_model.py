@@ -41,7 +41,8 @@ def test_types_of_separate_clusters_are_found(adata, model):
 
 
 def test_training_lowers_the_loss_and_history_says_so(model):
-    expected = {"reconstruction_loss", "kl_local", "elbo", "distance", "entropy", "agreement", "lambda"}
+    expected = {"reconstruction_loss", "kl_local", "elbo", "distance", "disagreement", "entropy", "agreement", "lambda"}
+    expected |= {"guide_divergence", "guide_weight"}
     assert {f"{name}_train" for name in expected} | {"train_loss"} == set(model.history)
     reconstruction = model.history["reconstruction_loss_train"].to_numpy().ravel()
     assert len(reconstruction) == 200
@@ -153,7 +154,16 @@ def test_binary_values_train(adata):
 
 @pytest.mark.parametrize(
     "options",
-    [{"distance": "aitchison"}, {"epsilon": 1.0}, {"hard": True}, {"n_arms": 3}, {"n_arms": 1}, {"n_state": 1}],
+    [
+        {"distance": "perturbed", "epsilon": None},
+        {"distance": "aitchison", "epsilon": None, "lam": 0.5},
+        {"distance": "perturbed", "epsilon": 0.1},
+        {"guide_epsilon": None},
+        {"hard": True},
+        {"n_arms": 3},
+        {"n_arms": 1},
+        {"n_state": 1},
+    ],
     ids=str,
 )
 def test_options_of_the_method_train_and_survive_saving(adata, tmp_path, options):
@@ -161,8 +171,9 @@ def test_options_of_the_method_train_and_survive_saving(adata, tmp_path, options
     model.save(tmp_path / "model")
     loaded = cpl.CplMixVI.load(tmp_path / "model", adata=adata)
     pd.testing.assert_frame_equal(loaded.predict(soft=True), model.predict(soft=True))
-    assert loaded.module.coupling.lam == model.module.coupling.lam
-    assert ("epsilon" in options) == (model.module.coupling.lam != 1)
+    assert loaded.module.coupling.lam.value == model.module.coupling.lam.value
+    if options.get("epsilon", 0.05) is None:
+        assert model.module.coupling.lam.value == options.get("lam", 1.0)
 
 
 def test_all_covariates_and_size_factors_register_and_train(adata):
@@ -231,7 +242,10 @@ def test_all_cells_are_trained_on_by_default(model):
 def test_second_training_goes_on_from_the_first(adata):
     model = quick(adata, epochs=3)
     before = model.history["reconstruction_loss_train"].to_numpy().ravel()
+    statistics = [buffer.clone() for name, buffer in model.module.named_buffers() if "running_mean" in name]
     model.train(max_epochs=2, enable_progress_bar=False)
+    again = [buffer for name, buffer in model.module.named_buffers() if "running_mean" in name]
+    assert all(not torch.equal(a, b) for a, b in zip(statistics, again, strict=True)), "trained in evaluation mode"
     after = model.history["reconstruction_loss_train"].to_numpy().ravel()
     assert len(after) == 5
     assert after[3:].mean() < before[0]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from scvi import REGISTRY_KEYS
 
-from cplmixvi._constants import COPIES_KEY
+from cplmixvi._constants import COPIES_KEY, GUIDE_KEY
 from cplmixvi.augment import CountThinning
 from cplmixvi.module import Coupling, CplMixVAE
+from cplmixvi.module._dual import DualWeight
+from cplmixvi.module._losses import guide_divergence
 
 N_CELLS, N_GENES = 24, 15
 ALL = ("nb", "zinb", "poisson", "normal", "mse", "bernoulli")
@@ -168,17 +170,50 @@ def test_elbo_terms_are_those_of_a_uniform_prior():
     assert torch.allclose(output.loss, total.mean() - math.log(4), rtol=1e-5)
 
 
-def test_lambda_rises_under_disagreement_and_falls_under_agreement():
-    coupling = Coupling(2, 3, epsilon=0.5)
-    coupling.dual_step(torch.tensor(100.0))
-    risen = coupling.lam.item()
-    assert risen > 1
-    for _ in range(5):
-        coupling.dual_step(torch.tensor(0.01))
-    assert coupling.lam < risen
-    fixed = Coupling(2, 3)
-    fixed.dual_step(torch.tensor(100.0))
-    assert fixed.lam == 1
+def test_dual_weights_rise_above_their_tolerance_fall_below_it_and_stay_in_bounds():
+    weight = DualWeight(1.0, 0.1, rate=0.5, bounds=(0.5, 3.0))
+    weight.step(torch.tensor(0.2))
+    assert weight.value == pytest.approx(math.exp(0.5 * math.log(2)))
+    for _ in range(20):
+        weight.step(torch.tensor(1.0))
+    assert weight.value == 3
+    for _ in range(20):
+        weight.step(torch.tensor(0.0))
+    assert weight.value == 0.5
+    fixed = DualWeight(2.0)
+    fixed.step(torch.tensor(5.0))
+    assert fixed.value == 2
+
+
+@pytest.mark.parametrize("distance", ["perturbed", "aitchison"])
+def test_disagreement_is_a_share_of_the_spread(distance):
+    coupling = Coupling(2, 5, distance=distance).train()
+    one = torch.log_softmax(3 * torch.randn(1, 200, 5), -1)
+    same = coupling(one.expand(2, 200, 5))
+    assert same.share < 1e-6
+    assert same.distance2.abs().max() < 1e-3
+    strangers = coupling(torch.log_softmax(3 * torch.randn(2, 200, 5), -1))
+    assert 0.4 < strangers.share < 0.6, "two independent arms share half of the spread within a cell"
+
+
+def test_guide_divergence_is_relative_to_what_the_guide_says():
+    guide = torch.softmax(4 * torch.randn(300, 4), -1)
+    log_q = torch.stack([guide.log(), guide.mean(0).log().expand(300, 4)])
+    divergence, information = guide_divergence(log_q, guide)
+    assert torch.allclose(divergence[0], torch.zeros(300), atol=1e-4)
+    assert torch.allclose(divergence[1].mean(), information, rtol=1e-3)
+
+
+def test_guided_arms_decode_the_guides_categories():
+    module = make_module()
+    guide = torch.eye(4)[torch.arange(N_CELLS) % 4]
+    tensors = minibatch(**{GUIDE_KEY: guide})
+    module.guided = True
+    inference = module.inference(**module._get_inference_input(tensors))
+    assert all(torch.equal(output.c, guide) for output in inference["arms"])
+    module.guided = False
+    inference = module.inference(**module._get_inference_input(tensors))
+    assert not torch.equal(inference["arms"][0].c, guide)
 
 
 def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
@@ -186,7 +221,7 @@ def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
     logits = torch.randn(2, 40, 3, requires_grad=True)
     log_q = torch.log_softmax(logits, -1)
     before = coupling.running_variance.clone()
-    coupling(log_q).mean().backward()
+    coupling(log_q).distance2.mean().backward()
     batch = log_q.detach().exp().var(1)
     assert torch.allclose(coupling.running_variance, before + 0.1 * (batch - before), atol=1e-6)
     assert logits.grad.abs().sum() > 0
@@ -198,7 +233,7 @@ def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"distance": "euclid"}, "not known"), ({"lam": -1}, "at least 0"), ({"epsilon": 0}, "positive")],
+    [({"distance": "euclid"}, "not known"), ({"lam": -1}, "at least 0"), ({"epsilon": 0}, "between 0 and 1")],
 )
 def test_coupling_refuses_nonsense(options, message):
     with pytest.raises(ValueError, match=message):

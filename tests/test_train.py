@@ -23,7 +23,7 @@ def test_small_data_get_small_batches(n_cells, expected):
 def test_default_runs_have_about_as_many_steps(n_cells):
     batch_size = default_batch_size(n_cells)
     steps = default_max_epochs(n_cells, batch_size) * -(-n_cells // batch_size)
-    assert 3_500 <= steps <= 4_500
+    assert 2_200 <= steps <= 2_800
 
 
 def test_default_epochs_are_bounded():

@@ -111,7 +111,9 @@ def annotate(
         bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
     ] = False,
     model_dir: Annotated[Path | None, typer.Option(help="Folder to save the trained model in.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use at most.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
 ) -> None:
@@ -153,7 +155,9 @@ def demo(
     labels: Annotated[str | None, typer.Option(help="Column of obs with the reference types.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use at most.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
 ) -> None:
     """Annotate a real data set and compare with its reference types, k-means and Leiden."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -87,13 +88,14 @@ def calm_libraries(reporter: Reporter) -> Iterator[None]:
 
 @contextmanager
 def thread_limit(n_threads: int | None) -> Iterator[None]:
-    """At most ``n_threads`` CPU threads in torch and in the linear algebra libraries."""
-    if n_threads is None:
-        yield
-        return
+    """At most ``n_threads`` CPU threads in torch and in the linear algebra libraries; half of the cores if None.
+
+    A second thread on a core that is busy with other work makes steps as small as these several times slower.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 
+    n_threads = n_threads or max(1, (os.cpu_count() or 2) // 2)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:

@@ -192,6 +192,8 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         devices: int | list[int] | str = "auto",
         train_size: float | None = None,
         batch_size: int | None = None,
+        warm_start: bool | None = None,
+        plan_kwargs: dict | None = None,
         **kwargs,
     ) -> None:
         """Train the arms together.
@@ -199,7 +201,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         Parameters
         ----------
         max_epochs
-            Epochs; by default as many as give about 4,000 steps.
+            Epochs; by default as many as give about 2,500 steps.
         accelerator, devices
             Passed to Lightning; ``"auto"`` uses a GPU where there is one.
         train_size
@@ -207,20 +209,30 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             rarest may have a dozen. Early stopping and validation need a share below 1 (0.9 if not given).
         batch_size
             Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
+        warm_start
+            Start the arms from the categories on which several views of the data agree, and keep them near these.
+            By default when the model is trained for the first time. `False` gives the paper's objective alone.
+        plan_kwargs
+            Of :class:`cplmixvi.train.CplMixPlan`.
         **kwargs
             Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``plan_kwargs``,
-            ``datasplitter_kwargs``, ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
+            ``datasplitter_kwargs``,
+            ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
 
         Raises
         ------
         ValueError
             If fewer than two cells are left for training.
         """
+        # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
+        self.module.train()
         n_obs = self.summary_stats.n_cells
+        plan_kwargs = dict(plan_kwargs or {})
+        plan_kwargs.setdefault("warm_start", not self.is_trained_ if warm_start is None else warm_start)
         if kwargs.get("datamodule") is None:
             external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
             if train_size is None and external is None:
-                train_size = 0.9 if _needs_validation(kwargs) else 1.0
+                train_size = 0.9 if _needs_validation({**kwargs, **plan_kwargs}) else 1.0
             if batch_size is None:
                 batch_size = default_batch_size(n_obs)
             if max_epochs is None:
@@ -232,6 +244,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             devices=devices,
             train_size=train_size,
             batch_size=batch_size,
+            plan_kwargs=plan_kwargs,
             **kwargs,
         )
 
@@ -268,12 +281,11 @@ def _check_positive(**values: int) -> None:
 
 
 def _needs_validation(kwargs: dict) -> bool:
-    plan_kwargs = kwargs.get("plan_kwargs") or {}
     return bool(
         kwargs.get("early_stopping")
         or kwargs.get("check_val_every_n_epoch")
         or kwargs.get("enable_checkpointing")
         or kwargs.get("learning_rate_monitor")
-        or plan_kwargs.get("reduce_lr_on_plateau")
+        or kwargs.get("reduce_lr_on_plateau")
         or kwargs.get("validation_size")
     )

@@ -142,6 +142,7 @@ class Arm(nn.Module):
         hard: bool,
         sample: bool,
         n_samples: int = 1,
+        guide: torch.Tensor | None = None,
     ) -> ArmOutput:
         """Infer category and state of encoder inputs ``x`` of shape ``(n_cells, n_genes)``.
 
@@ -149,7 +150,9 @@ class Arm(nn.Module):
         probable one. The state is always drawn by the Gaussian reparameterisation.
         """
         hidden, log_qc = self.encode(x, covariates)
-        if self.training:
+        if guide is not None:
+            c = nn.functional.one_hot(torch.multinomial(guide, 1).squeeze(1), self.n_categories).to(log_qc.dtype)
+        elif self.training:
             c = self.sample_category(log_qc, temperature, hard)
         else:
             logits = log_qc.expand(n_samples, *log_qc.shape) if n_samples > 1 else log_qc

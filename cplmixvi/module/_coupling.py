@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ._dual import DualWeight
 from ._simplex import category_variance, clr, pairwise_distance2, perturbed_coordinates
 
 DISTANCES = ("perturbed", "aitchison")
+
+
+class Disagreement(NamedTuple):
+    """Distances between arms.
+
+    Attributes
+    ----------
+    distance2
+        Squared distance summed over pairs of arms, shape ``(n_cells,)``.
+    share
+        Distance between arms on a cell as a share of the distance between any arms on any cells, 0-d: 0 where arms
+        agree, 1 where a cell's arms are as far apart as those of different cells.
+    """
+
+    distance2: torch.Tensor
+    share: torch.Tensor
 
 
 class Coupling(nn.Module):
@@ -22,10 +40,12 @@ class Coupling(nn.Module):
     distance
         ``"perturbed"``: :math:`d_\sigma^2` (paper, section 3.2); ``"aitchison"``: the plain clr distance.
     lam
-        :math:`\lambda`; the paper uses 1 throughout. With ``epsilon`` it is the starting value.
+        :math:`\lambda`; the paper uses 1 throughout. With ``epsilon`` it is the starting value. By default 1, or 0.001
+        with ``epsilon``: a strong coupling at the start would undo what the arms have just learnt from a guide.
     epsilon
-        Tolerated disagreement of Remark 1 / Eq. 9, as a mean squared distance per pair and category. `None`
-        keeps :math:`\lambda` constant (Eq. 8).
+        Tolerated disagreement of Remark 1 / Eq. 9, met by dual ascent on :math:`\lambda`; `None` keeps :math:`\lambda`
+        constant (Eq. 8). It is a share (see :class:`Disagreement`) and not a distance, so that one value serves any
+        number of categories and arms.
     dual_rate
         Step of the dual ascent on :math:`\log\lambda`.
     momentum
@@ -49,24 +69,24 @@ class Coupling(nn.Module):
         n_categories: int,
         *,
         distance: str = "perturbed",
-        lam: float = 1.0,
+        lam: float | None = None,
         epsilon: float | None = None,
         dual_rate: float = 0.05,
         momentum: float = 0.1,
     ):
         super().__init__()
+        if lam is None:
+            lam = 1.0 if epsilon is None else 1e-3
         if distance not in DISTANCES:
             raise ValueError(f"distance={distance!r} is not known; use one of {', '.join(map(repr, DISTANCES))}.")
         if lam < 0 or not math.isfinite(lam):
             raise ValueError(f"lam={lam!r} must be a finite number of at least 0; the paper uses 1.")
-        if epsilon is not None and not epsilon > 0:
-            raise ValueError(f"epsilon={epsilon!r} must be positive, or None for a constant lam.")
+        if epsilon is not None and not 0 < epsilon < 1:
+            raise ValueError(f"epsilon={epsilon!r} must lie between 0 and 1, or be None for a constant lam.")
         self.distance = distance
-        self.epsilon = epsilon
-        self.dual_rate = dual_rate
         self.momentum = momentum
         self.n_pairs = n_arms * (n_arms - 1) // 2
-        self.register_buffer("lam", torch.tensor(float(lam)))
+        self.lam = DualWeight(lam, epsilon if self.n_pairs else None, rate=dual_rate)
         # A uniform simplex point has no variance; the variance of a fair K-way choice is the natural start.
         start = (1 / n_categories) * (1 - 1 / n_categories)
         self.register_buffer("running_variance", torch.full((n_arms, n_categories), start))
@@ -74,10 +94,10 @@ class Coupling(nn.Module):
     @property
     def constrained(self) -> bool:
         """Whether the weight is found by dual ascent (Eq. 9)."""
-        return self.epsilon is not None
+        return self.lam.tolerance is not None
 
-    def forward(self, log_q: torch.Tensor) -> torch.Tensor:
-        """Squared distance summed over pairs of arms.
+    def forward(self, log_q: torch.Tensor) -> Disagreement:
+        """Distances between the arms.
 
         Parameters
         ----------
@@ -86,14 +106,19 @@ class Coupling(nn.Module):
 
         Returns
         -------
-        torch.Tensor
-            Shape ``(n_cells,)``; zeros for one arm.
+        Disagreement
+            Zeros for one arm.
         """
         if self.n_pairs == 0:
-            return log_q.new_zeros(log_q.shape[1])
+            return Disagreement(log_q.new_zeros(log_q.shape[1]), log_q.new_zeros(()))
         if self.distance == "aitchison":
-            return pairwise_distance2(clr(log_q))
-        return pairwise_distance2(perturbed_coordinates(log_q, self._variance(log_q)))
+            coordinates = clr(log_q)
+        else:
+            coordinates = perturbed_coordinates(log_q, self._variance(log_q))
+        fixed = coordinates.detach()
+        within = (fixed - fixed.mean(0, keepdim=True)).square().sum()
+        total = (fixed - fixed.mean((0, 1), keepdim=True)).square().sum()
+        return Disagreement(pairwise_distance2(coordinates), within / total.clamp_min(1e-12))
 
     def _variance(self, log_q: torch.Tensor) -> torch.Tensor:
         running = self.running_variance
@@ -103,19 +128,3 @@ class Coupling(nn.Module):
         with torch.no_grad():
             running.lerp_(batch.detach(), self.momentum)
         return batch + (running - batch).detach()
-
-    @torch.no_grad()
-    def dual_step(self, mean_distance2: torch.Tensor) -> None:
-        r"""Raise :math:`\lambda` where the arms disagree by more than ``epsilon``, lower it where by less.
-
-        Parameters
-        ----------
-        mean_distance2
-            Mean over cells and pairs of the squared distance.
-        """
-        if self.epsilon is None or self.n_pairs == 0:
-            return
-        mean = mean_distance2 / self.running_variance.shape[1]
-        # The log ratio is scale-free: early distances are orders of magnitude above any sensible epsilon.
-        step = torch.log(mean.clamp_min(1e-12) / self.epsilon).clamp(-1, 1)
-        self.lam.mul_(torch.exp(self.dual_rate * step)).clamp_(1e-8, 1e4)

@@ -10,13 +10,14 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import Distribution, Normal
 
-from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS
+from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY
 from cplmixvi.augment import Augmenter, Identity
 
 from ._arm import Arm, ArmOutput, Covariates
 from ._coupling import Coupling
+from ._dual import DualWeight
 from ._likelihoods import likelihood_class
-from ._losses import coupled_objective, kl_normal, negative_entropy
+from ._losses import coupled_objective, guide_divergence, kl_normal, negative_entropy
 
 
 class CplMixVAE(BaseModuleClass):
@@ -48,7 +49,12 @@ class CplMixVAE(BaseModuleClass):
         Depth to which counts are scaled before the logarithm that the encoder reads (the median library size of
         the training data, molecules).
     distance, lam, epsilon, dual_rate, variance_momentum
-        See :class:`~cplmixvi.module.Coupling`.
+        See :class:`~cplmixvi.module.Coupling`. The paper's own coupling is ``distance="perturbed", epsilon=None``: it
+        has to keep categories from collapsing, where a guide does that here; its gradient grows without bound as a
+        category's variance falls, which with rare types undoes the guide.
+    guide_epsilon
+        Tolerated divergence of the arms from a guide (where the minibatch has one), as a share of what the guide says
+        of a cell beyond the categories' frequencies; the guide's weight is found by dual ascent. `None` keeps it at 10.
 
     Notes
     -----
@@ -76,16 +82,20 @@ class CplMixVAE(BaseModuleClass):
         beta: float = 1.0,
         state_given_category: bool = True,
         target_library: float = 1e4,
-        distance: str = "perturbed",
-        lam: float = 1.0,
-        epsilon: float | None = None,
+        distance: str = "aitchison",
+        lam: float | None = None,
+        epsilon: float | None = 0.05,
         dual_rate: float = 0.05,
         variance_momentum: float = 0.1,
+        guide_epsilon: float | None = 0.03,
     ):
         super().__init__()
         self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
         self.on_counts = likelihood in COUNT_LIKELIHOODS
         self.temperature, self.hard, self.beta = temperature, hard, beta
+        #: Set by the training plan: categories are drawn from the minibatch's guide while the arms learn to predict it.
+        self.guided = False
+        self.guide_weight = DualWeight(10.0, guide_epsilon, bounds=(1.0, 1e2))
         self.augmenter = augmenter or Identity()
         self.coupling = Coupling(
             n_arms,
@@ -141,6 +151,7 @@ class CplMixVAE(BaseModuleClass):
             "x": tensors[REGISTRY_KEYS.X_KEY].float(),
             "covariates": self._covariates(tensors),
             "copies": tensors.get(COPIES_KEY),
+            "guide": tensors.get(GUIDE_KEY) if self.guided else None,
             "sample": full_forward_pass,
         }
 
@@ -169,6 +180,7 @@ class CplMixVAE(BaseModuleClass):
         x: torch.Tensor,
         covariates: Covariates,
         copies: torch.Tensor | None = None,
+        guide: torch.Tensor | None = None,
         sample: bool = False,
         n_samples: int = 1,
     ) -> dict:
@@ -182,6 +194,8 @@ class CplMixVAE(BaseModuleClass):
             See :class:`~cplmixvi.module.Covariates`.
         copies
             The arms' copies, shape ``(n_arms, n_cells, n_genes)``; without them every arm sees ``x``.
+        guide
+            Probabilities ``(n_cells, K)`` that categories are drawn from instead of the arms' own.
         sample
             Draw the category instead of taking the most probable one (always so in training).
         n_samples
@@ -202,6 +216,7 @@ class CplMixVAE(BaseModuleClass):
                 hard=self.hard,
                 sample=sample or n_samples > 1,
                 n_samples=n_samples,
+                guide=guide,
             )
             for arm, view in zip(self.arms, views, strict=True)
         ]
@@ -269,29 +284,43 @@ class CplMixVAE(BaseModuleClass):
         kl_state = torch.stack([kl_normal(output.mean, output.variance) for output in outputs])
         log_qc = torch.stack([output.log_qc for output in outputs])
         neg_entropy = negative_entropy(log_qc.exp())
-        distance2 = self.coupling(log_qc)
+        distance2, share = self.coupling(log_qc)
         objective = coupled_objective(
             reconstruction,
             kl_state,
             neg_entropy,
             distance2,
-            lam=self.coupling.lam,
+            # Arms that all follow one guide need no pull towards each other.
+            lam=0.0 if self.guided else self.coupling.lam.value,
             beta=self.beta * kl_weight,
             constrained=self.coupling.constrained,
         )
-        n_pairs = max(self.coupling.n_pairs, 1)
-        labels = log_qc.argmax(-1)
+        metrics = {
+            "distance": distance2.detach().mean() / max(self.coupling.n_pairs, 1),
+            "disagreement": share,
+            "entropy": -neg_entropy.detach().mean(),
+            "agreement": pairwise_agreement(log_qc.argmax(-1)).mean(),
+            "lambda": self.coupling.lam.value.clone(),
+        }
+        if GUIDE_KEY in tensors:
+            divergence, information = guide_divergence(log_qc, tensors[GUIDE_KEY])
+            objective = objective + self.guide_weight.value * divergence.sum(0)
+            metrics["guide_divergence"] = divergence.detach().mean() / information.clamp_min(1e-6)
+            metrics["guide_weight"] = self.guide_weight.value.clone()
         return LossOutput(
             loss=objective.mean(),
             reconstruction_loss=reconstruction.mean(0),
             kl_local={"kl_state": kl_state.mean(0), "kl_category": neg_entropy.mean(0) + math.log(self.n_categories)},
-            extra_metrics={
-                "distance": distance2.detach().mean() / n_pairs,
-                "entropy": -neg_entropy.detach().mean(),
-                "agreement": pairwise_agreement(labels).mean(),
-                "lambda": self.coupling.lam.clone(),
-            },
+            extra_metrics=metrics,
         )
+
+    def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Move the multipliers after a gradient step, given the ``extra_metrics`` of its loss."""
+        if self.guided:
+            return
+        self.coupling.lam.step(metrics["disagreement"])
+        if "guide_divergence" in metrics:
+            self.guide_weight.step(metrics["guide_divergence"])
 
     @torch.inference_mode()
     def sample(

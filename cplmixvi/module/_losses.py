@@ -81,6 +81,27 @@ def negative_binomial_log_prob(
     return total.index_add(-1, cell, gammas)
 
 
+def guide_divergence(log_q: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Divergence of the arms' categories from a guide, and how much the guide says.
+
+    Parameters
+    ----------
+    log_q
+        :math:`\log q_a(c\mid x_a)`, shape ``(n_arms, n_cells, K)``.
+    guide
+        :math:`R(c\mid x)`, shape ``(n_cells, K)``.
+
+    Returns
+    -------
+    tuple
+        :math:`\mathrm{KL}(R\,\|\,q_a)`, nats, shape ``(n_arms, n_cells)``; and the mean over cells of
+        :math:`\mathrm{KL}(R\,\|\,\bar R)` for the mean :math:`\bar R` over cells, 0-d.
+    """
+    negentropy = negative_entropy(guide)
+    information = (negentropy - (guide * torch.log(guide.mean(0) + EPS)).sum(-1)).mean()
+    return negentropy - (guide * log_q).sum(-1), information
+
+
 def coupled_objective(
     reconstruction: torch.Tensor,
     kl_state: torch.Tensor,

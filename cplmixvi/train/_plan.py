@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import torch
+from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from cplmixvi._constants import COPIES_KEY
+from cplmixvi._constants import COPIES_KEY, GUIDE_KEY
+
+from ._guide import fit_guide
+from ._views import ViewConsensus
 
 
 class CplMixPlan(TrainingPlan):
     r"""Trains :class:`~cplmixvi.module.CplMixVAE`.
 
     Three things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
-    arm (so inference and validation see the cell itself), :math:`\lambda` takes a dual step after the gradient
-    step when the coupling is constrained, and the terms of the loss are accumulated on the device and logged once
+    arm (so inference and validation see the cell itself), multipliers of constraints take a dual step after each
+    gradient step, and the terms of the loss are accumulated on the device and logged once
     per epoch, because logging each step costs more than the step of a small model.
 
     Parameters
@@ -26,6 +30,12 @@ class CplMixPlan(TrainingPlan):
         categories.
     n_epochs_kl_warmup
         Epochs over which the states' divergence reaches its weight; `None` for no warm-up.
+    warm_start
+        Fit a :class:`~cplmixvi.train._views.ViewConsensus` to the training cells first. The arms learn to predict its
+        categories and stay near them (``guide_epsilon`` of the module).
+    guided_fraction
+        Share of the epochs in which decoders and states see categories drawn from the guide, before they see the arms'
+        own.
     **kwargs
         Of :class:`scvi.train.TrainingPlan`.
     """
@@ -38,14 +48,19 @@ class CplMixPlan(TrainingPlan):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         n_epochs_kl_warmup: int | None = None,
+        warm_start: bool = False,
+        guided_fraction: float = 0.25,
         **kwargs,
     ):
         super().__init__(
             module, lr=lr, eps=eps, weight_decay=weight_decay, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
+        self.warm_start, self.guided_fraction = warm_start, guided_fraction
+        # In a list, because it is no part of the plan for torch: it has nothing to learn and is not saved.
+        self._guide: list[ViewConsensus] = []
         self._totals: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
         self._n_seen = {"train": 0, "validation": 0}
-        self._last_distance = torch.zeros(())
+        self._last_metrics: dict[str, torch.Tensor] = {}
 
     def _accumulate(self, output: LossOutput, mode: str) -> None:
         n_obs = output.n_obs_minibatch
@@ -74,20 +89,36 @@ class CplMixPlan(TrainingPlan):
         self._totals[mode] = {}
         self._n_seen[mode] = 0
 
+    def on_fit_start(self) -> None:
+        """Fit the guide to the training cells."""
+        super().on_fit_start()
+        if self.warm_start:
+            guide = fit_guide(self.module, self.trainer.datamodule.train_dataloader())
+            self._guide = [guide.to(self.device)]
+
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """One step on fresh copies; returns the loss to Lightning's automatic optimisation."""
         if "kl_weight" in self.loss_kwargs:
             self.loss_kwargs["kl_weight"] = self.kl_weight
         batch = {**batch, COPIES_KEY: self.module.draw_copies(batch)}
+        self.module.guided = bool(self._guide) and self.current_epoch < self.guided_fraction * self.trainer.max_epochs
+        for guide in self._guide:
+            log_values = self.module.encoder_input(batch[REGISTRY_KEYS.X_KEY].float())
+            batch[GUIDE_KEY] = guide(log_values, batch[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
-        self._last_distance = output.extra_metrics["distance"]
+        self._last_metrics = output.extra_metrics
         self._accumulate(output, "train")
         return output.loss
 
     def on_train_batch_end(self, *args) -> None:
-        """Dual step, once the gradient step that used the old multiplier is done."""
+        """Dual steps, once the gradient step that used the old multipliers is done."""
         super().on_train_batch_end(*args)
-        self.module.coupling.dual_step(self._last_distance)
+        self.module.dual_step(self._last_metrics)
+
+    def on_fit_end(self) -> None:
+        """Leave the module as inference expects it."""
+        super().on_fit_end()
+        self.module.guided = False
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Terms of the loss on the cells themselves."""

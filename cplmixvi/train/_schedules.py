@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 #: Optimiser steps of a default run. Mixture models need steps rather than epochs: a small data set takes more epochs.
-DEFAULT_STEPS = 4_000
+DEFAULT_STEPS = 2_500
 MIN_EPOCHS, MAX_EPOCHS = 20, 1_000
 
 

@@ -1,0 +1,48 @@
+"""Where a guide comes from: views fitted to the training cells that a data module yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from scvi import REGISTRY_KEYS
+
+from cplmixvi.module import CplMixVAE
+
+from ._views import SCALINGS, ViewConsensus, fit_views
+
+#: Cells that views are fitted to. More change little and cost time in proportion.
+MAX_CELLS = 20_000
+
+
+def fit_guide(
+    module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int = MAX_CELLS
+) -> ViewConsensus:
+    """Fit one projection of the data per arm, four views each, and their consensus.
+
+    Parameters
+    ----------
+    module
+        The arms: their number, their categories and what their encoders read.
+    batches
+        Minibatches of the training cells, in random order.
+    max_cells
+        Stop reading here.
+
+    Returns
+    -------
+    ViewConsensus
+        In evaluation mode, on the CPU.
+    """
+    values, codes, n_cells = [], [], 0
+    for tensors in batches:
+        values.append(module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].to(module.device).float()).cpu())
+        codes.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long().cpu())
+        n_cells += len(values[-1])
+        if n_cells >= max_cells:
+            break
+    scalings = [SCALINGS[arm % len(SCALINGS)] for arm in range(module.n_arms)]
+    # Drawn from the global generator, so that scvi-tools' seed decides here too.
+    seed = int(torch.randint(2**31 - 1, (1,)))
+    guide = fit_views(torch.cat(values), module.n_categories, batch=torch.cat(codes), scalings=scalings, seed=seed)
+    return guide.eval()
