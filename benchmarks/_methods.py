@@ -124,11 +124,16 @@ def leiden_at_k(components: np.ndarray, n_types: int, seed: int) -> np.ndarray:
 CLUSTERERS = {"kmeans": kmeans, "gmm": gmm, "leiden": leiden_at_k, "leiden1": leiden_at_1}
 EMBEDDINGS = {"pca": pca(False), "pca_scaled": pca(True), "scvi": scvi_latent}
 
+#: The paper's objective alone: Eq. 8 with the perturbed distance, lambda 1, no start and no guide.
+PAPER = {"distance": "perturbed", "epsilon": None}
+
 METHODS: dict[str, Method] = {
     "cplmixvi": cplmixvi_method(),
     "cplmixvi_own_k": cplmixvi_method(own_k=True),
     "cplmixvi_1arm": cplmixvi_method(n_arms=1),
     "cplmixvi_3arms": cplmixvi_method(n_arms=3),
+    "paper": cplmixvi_method(train={"warm_start": False}, **PAPER),
+    "paper_1arm": cplmixvi_method(train={"warm_start": False}, n_arms=1, **PAPER),
     "cplmixvi_5arms": cplmixvi_method(n_arms=5),
     **{f"{e}_{c}": clustered(EMBEDDINGS[e], CLUSTERERS[c]) for e in EMBEDDINGS for c in CLUSTERERS},
 }

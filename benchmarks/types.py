@@ -131,8 +131,10 @@ def main() -> None:
     from _data import CASES
     from _methods import METHODS
 
-    import cplmixvi  # noqa: F401 - imported before forking, once for all runs
+    import cplmixvi
 
+    # Loaded before forking: once for all runs, and no run sees code that changed under it.
+    assert cplmixvi.CplMixVI
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))

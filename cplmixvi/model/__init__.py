@@ -2,5 +2,6 @@
 
 from ._consensus import Consensus
 from ._cplmixvi import CplMixVI
+from ._report import Report
 
-__all__ = ["Consensus", "CplMixVI"]
+__all__ = ["Consensus", "CplMixVI", "Report"]

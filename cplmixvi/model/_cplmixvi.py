@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +28,8 @@ from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, defau
 from ._genes import align_genes
 from ._getters import GettersMixin
 
-logger = logging.getLogger(__name__)
+#: Cells that the check at the end of training looks at.
+_REPORT_CELLS = 5_000
 
 
 class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
@@ -223,6 +224,11 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         ------
         ValueError
             If fewer than two cells are left for training.
+
+        Warns
+        -----
+        UserWarning
+            If the fit is unsound, see :meth:`report`.
         """
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
@@ -247,6 +253,18 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             plan_kwargs=plan_kwargs,
             **kwargs,
         )
+        self._warn_if_unsound()
+
+    def _warn_if_unsound(self) -> None:
+        """A collapsed fit looks like any other from outside: say so at once."""
+        if self.adata is None:
+            return
+        n_obs = self.adata.n_obs
+        some = np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int)
+        report = self.report(indices=some)
+        if not report.sound:
+            # The caller of train, past this method.
+            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=3)
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Refuse values that the model cannot read and put genes into the model's order before registering."""

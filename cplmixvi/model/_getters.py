@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi.module.base import BaseModuleClass
 
 from ._consensus import Consensus, category_names
+from ._report import Report
 
 
 @dataclass(frozen=True)
@@ -147,3 +148,21 @@ class GettersMixin:
         """
         posterior = self.get_posterior(adata, indices, batch_size)
         return Consensus.from_labels(posterior.labels, posterior.proba.argmax(1), self.n_categories)
+
+    def report(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> Report:
+        """Say whether the fit is sound: categories used, certainty, agreement of the arms, signs of collapse.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_posterior`.
+
+        Returns
+        -------
+        Report
+            Prints as sentences; ``sound`` and ``problems`` are for programs.
+        """
+        posterior = self.get_posterior(adata, indices, batch_size)
+        return Report.from_posterior(posterior.proba, posterior.labels)

@@ -1,5 +1,6 @@
 """The only room that writes into AnnData."""
 
 from ._annotate import annotate, check_destination
+from ._reference import Comparison, compare_to_reference, map_to_reference
 
-__all__ = ["annotate", "check_destination"]
+__all__ = ["Comparison", "annotate", "check_destination", "compare_to_reference", "map_to_reference"]

@@ -1,0 +1,112 @@
+"""Whether a fit is sound, in numbers and in plain words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._consensus import Consensus
+
+#: Limits beyond which a fit is called unsound. They separate collapse from success, not good from better.
+MIN_USED = 0.5
+MAX_ENTROPY = 0.5
+MIN_AGREEMENT = 0.6
+
+
+@dataclass(frozen=True)
+class Report:
+    r"""Signs of a sound or a collapsed fit.
+
+    Attributes
+    ----------
+    n_categories, n_used
+        Categories asked for and categories that some cell chose.
+    entropy
+        Mean entropy of the averaged posterior as a share of :math:`\log K`: 0 certain, 1 no answer at all.
+    agreement
+        Share of equal labels over cells and pairs of arms; ``nan`` with one arm.
+    weakest
+        Name and consensus of the used category on which the arms agree least; `None` with one arm.
+    problems
+        One sentence for each sign of an unsound fit.
+    """
+
+    n_categories: int
+    n_used: int
+    entropy: float
+    agreement: float
+    weakest: tuple[str, float] | None
+    problems: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.n_used} of {self.n_categories} categories are used.",
+            f"Cells are {1 - self.entropy:.0%} certain (mean entropy is {self.entropy:.0%} of its largest value).",
+        ]
+        if self.weakest is None:
+            lines.append("One arm: whether the types would be found again is unknown; use n_arms=2 or more.")
+        else:
+            name, consensus = self.weakest
+            lines.append(
+                f"The arms agree on {self.agreement:.0%} of cells, least on category {name} "
+                f"(consensus {consensus:.2f})."
+            )
+        lines += self.problems or ("No sign of collapse.",)
+        return "\n".join(lines)
+
+    @classmethod
+    def from_posterior(cls, proba: np.ndarray, labels: np.ndarray) -> Report:
+        """Judge a posterior.
+
+        Parameters
+        ----------
+        proba
+            Averaged posterior, ``(n_cells, K)``.
+        labels
+            Labels of the arms, ``(n_cells, n_arms)``.
+        """
+        n_categories = proba.shape[1]
+        final = proba.argmax(1)
+        used = np.unique(final)
+        entropy = float(-(proba * np.log(proba + 1e-12)).sum(1).mean()) / max(math.log(n_categories), 1e-12)
+        weakest, agreement = None, math.nan
+        if labels.shape[1] > 1:
+            consensus = Consensus.from_labels(labels, final, n_categories)
+            agreement = consensus.mean
+            of_used = np.nan_to_num(consensus.by_category[used])
+            worst = int(of_used.argmin())
+            weakest = (str(consensus.categories[used[worst]]), float(of_used[worst]))
+        return cls(
+            n_categories=n_categories,
+            n_used=len(used),
+            entropy=min(max(entropy, 0.0), 1.0),
+            agreement=agreement,
+            weakest=weakest,
+            problems=_problems(n_categories, len(used), entropy, agreement),
+        )
+
+
+def _problems(n_categories: int, n_used: int, entropy: float, agreement: float) -> tuple[str, ...]:
+    problems = []
+    if n_categories > 1 and n_used == 1:
+        problems.append("All cells are in one category: the model has collapsed and its types mean nothing.")
+    elif n_used < MIN_USED * n_categories:
+        problems.append(
+            f"Only {n_used} of {n_categories} categories are used: types may have been merged, or there are fewer."
+        )
+    if n_categories > 1 and entropy > MAX_ENTROPY:
+        problems.append(
+            "Probabilities are almost flat: labels are close to arbitrary; train longer or with a warm start."
+        )
+    if agreement < MIN_AGREEMENT:
+        problems.append(
+            f"The arms agree on {agreement:.0%} of cells only: most types would not be found again by another fit."
+        )
+    return tuple(problems)

@@ -1,0 +1,141 @@
+"""Categories beside reference labels: how they compare, and names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from cplmixvi import metrics
+from cplmixvi._constants import DEFAULT_KEY
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result held against reference labels.
+
+    Attributes
+    ----------
+    types
+        One row per reference type: ``n_cells``, the ``category`` matched to it one-to-one (`None` if there are fewer
+        categories than types), ``precision``, ``recall`` and ``f1`` of that match.
+    confusion
+        Cells by reference type (rows) and category (columns).
+    scores
+        Accuracy of the matching, balanced accuracy, NMI, AMI, ARI, ... (:func:`cplmixvi.metrics.evaluate`).
+    """
+
+    types: pd.DataFrame
+    confusion: pd.DataFrame
+    scores: dict[str, float]
+
+
+def compare_to_reference(
+    adata: AnnData, reference_key: str, key: str = DEFAULT_KEY, *, ignore: Sequence[str] = ()
+) -> Comparison:
+    """Compare categories with reference labels. Nothing is written.
+
+    Parameters
+    ----------
+    adata
+        Annotated cells.
+    reference_key
+        Column of ``obs`` with reference labels.
+    key
+        Name of the result.
+    ignore
+        Reference labels that mean "unknown"; cells without a label are left out as well.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        If a column is missing or no cell has a reference label.
+    """
+    reference, categories = _columns(adata, reference_key, key)
+    confusion = metrics.confusion(reference, categories, ignore=ignore)
+    matched = metrics.match_categories(reference, categories, ignore=ignore)
+    category_of = {name: category for category, name in matched.items()}
+    rows = []
+    for name, row in confusion.iterrows():
+        category = category_of.get(name)
+        hits = float(row[category]) if category is not None else 0.0
+        precision = hits / max(confusion[category].sum(), 1) if category is not None else 0.0
+        recall = hits / max(row.sum(), 1)
+        f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+        rows.append((name, int(row.sum()), category, precision, recall, f1))
+    types = pd.DataFrame(rows, columns=[reference_key, "n_cells", "category", "precision", "recall", "f1"])
+    scores = metrics.evaluate(reference, categories, ignore=ignore)
+    return Comparison(types.set_index(reference_key), confusion, scores)
+
+
+def map_to_reference(
+    adata: AnnData,
+    reference_key: str,
+    key: str = DEFAULT_KEY,
+    *,
+    key_added: str | None = None,
+    min_purity: float = 0.0,
+    ignore: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Name every category after the reference type that most of its labelled cells have.
+
+    Several categories may get the same name: a type that was split is one type again under its name.
+
+    Parameters
+    ----------
+    adata
+        Annotated cells.
+    reference_key, key, ignore
+        See :func:`compare_to_reference`.
+    key_added
+        Column of ``obs`` to write the names to; ``f"{key}_{reference_key}"`` by default.
+    min_purity
+        Categories in which a smaller share of labelled cells has the name are called ``"unassigned"``, as are those
+        without a labelled cell.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index: categories; columns ``name``, ``purity`` (share of the category's labelled cells that have the name),
+        ``n_cells`` and ``n_labelled``.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, ``key_added`` is one of them or ``min_purity`` is outside ``[0, 1]``.
+    """
+    if not 0 <= min_purity <= 1:
+        raise ValueError(f"min_purity={min_purity!r} is outside [0, 1]; give a share of cells.")
+    key_added = key_added or f"{key}_{reference_key}"
+    if key_added in (key, reference_key):
+        raise ValueError(f"key_added={key_added!r} is what the names are made from; choose another column.")
+    reference, categories = _columns(adata, reference_key, key)
+    confusion = metrics.confusion(reference, categories, ignore=ignore)
+    sizes = categories.value_counts()
+    rows = {}
+    for category in categories.cat.categories if hasattr(categories, "cat") else sizes.index:
+        counts = confusion[category] if category in confusion else pd.Series(dtype=float)
+        labelled = int(counts.sum())
+        purity = float(counts.max() / labelled) if labelled else np.nan
+        name = str(counts.idxmax()) if labelled and purity >= min_purity else "unassigned"
+        rows[category] = (name, purity, int(sizes[category]), labelled)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["name", "purity", "n_cells", "n_labelled"])
+    named = categories.astype(object).map(table["name"])
+    adata.obs[key_added] = pd.Categorical(named)
+    return table
+
+
+def _columns(adata: AnnData, reference_key: str, key: str) -> tuple[pd.Series, pd.Series]:
+    for column, meaning in ((reference_key, "reference_key"), (key, "key")):
+        if column not in adata.obs:
+            raise ValueError(
+                f"{meaning}={column!r} is not a column of obs; it has {', '.join(map(repr, adata.obs.columns[:20]))}."
+            )
+    return adata.obs[reference_key], adata.obs[key]

@@ -1,0 +1,53 @@
+"""Categories beside reference labels."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import cplmixvi as cpl
+
+REFERENCE = ["B"] * 6 + ["T"] * 6 + ["NK"] * 2 + [None] + ["unknown"]
+CATEGORY = ["0"] * 5 + ["1"] + ["1"] * 3 + ["2"] * 3 + ["2"] * 2 + ["0"] + ["3"]
+
+
+@pytest.fixture
+def adata():
+    obs = pd.DataFrame({"cell_type": REFERENCE, "cplmixvi": pd.Categorical(CATEGORY)}, index=map(str, range(16)))
+    return anndata.AnnData(np.zeros((16, 1), dtype=np.float32), obs=obs)
+
+
+def test_comparison_matches_one_to_one_and_counts(adata):
+    result = cpl.tl.compare_to_reference(adata, "cell_type", ignore=("unknown",))
+    assert dict(result.types["category"]) == {"B": "0", "T": "1", "NK": "2"}
+    assert result.types.loc["B", "recall"] == pytest.approx(5 / 6)
+    assert result.types.loc["B", "precision"] == pytest.approx(1)
+    assert result.types.loc["T", "precision"] == pytest.approx(3 / 4)
+    assert result.types.loc["NK", "precision"] == pytest.approx(2 / 5)
+    assert result.scores["accuracy"] == pytest.approx(10 / 14)
+    assert result.confusion.to_numpy().sum() == 14
+
+
+def test_names_are_those_of_the_majority_and_of_no_one_below_the_purity(adata):
+    table = cpl.tl.map_to_reference(adata, "cell_type", ignore=("unknown",))
+    assert list(table["name"]) == ["B", "T", "T", "unassigned"]
+    assert table.loc["2", "purity"] == pytest.approx(3 / 5)
+    assert table.loc["0", "n_cells"] == 6
+    assert table.loc["0", "n_labelled"] == 5
+    named = adata.obs["cplmixvi_cell_type"]
+    assert list(named[:5]) == ["B"] * 5
+    assert named.iloc[15] == "unassigned"
+    strict = cpl.tl.map_to_reference(adata, "cell_type", min_purity=0.7, ignore=("unknown",), key_added="strict")
+    assert list(strict["name"]) == ["B", "T", "unassigned", "unassigned"]
+    assert set(adata.obs["strict"]) == {"B", "T", "unassigned"}
+
+
+def test_missing_columns_and_impossible_purities_are_refused(adata):
+    with pytest.raises(ValueError, match="reference_key='type' is not a column"):
+        cpl.tl.compare_to_reference(adata, "type")
+    with pytest.raises(ValueError, match="key='leiden' is not a column"):
+        cpl.tl.map_to_reference(adata, "cell_type", "leiden")
+    with pytest.raises(ValueError, match="choose another column"):
+        cpl.tl.map_to_reference(adata, "cell_type", key_added="cplmixvi")
+    with pytest.raises(ValueError, match="min_purity=2"):
+        cpl.tl.map_to_reference(adata, "cell_type", min_purity=2)
