@@ -191,7 +191,8 @@ class SharedCovarianceMixture:
         size = posterior.sum(0).double() + 1e-8
         mean = (weighted.T @ x).double() / mass[:, None]
         weight = (size / size.sum()).float()
-        ridge = 1e-5 * x.double().square().sum(0).mean() / n * torch.eye(d, dtype=torch.float64)
+        # The second part is for data that do not vary at all, such as a single gene's share of itself.
+        ridge = (1e-5 * x.double().square().mean() + 1e-8) * torch.eye(d, dtype=torch.float64)
         if math.isinf(shrinkage) or shared is None:
             # All scatters at once: the weights of a point's components add up.
             pooled = ((x.T * weighted.sum(1)) @ x).double() - (mean.T * mass) @ mean
