@@ -18,7 +18,6 @@ import os
 import resource
 import time
 import warnings
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +93,16 @@ def run_apart(name: str, method: str, seed: int) -> dict | None:
     return json.loads(text) if os.waitpid(child, 0)[1] == 0 else None
 
 
-def seed_ari(labels: list[list[int]]) -> float:
-    """Mean adjusted Rand index over pairs of seeds."""
+def seed_ari(result: dict) -> float:
+    """Keep the labels of a run and compare them with those of its earlier seeds: mean adjusted Rand index."""
     from sklearn.metrics import adjusted_rand_score
 
-    pairs = list(combinations(labels, 2))
-    return float(np.mean([adjusted_rand_score(a, b) for a, b in pairs])) if pairs else np.nan
+    labels = np.array(result.pop("labels"))
+    folder = HERE / "cache" / "labels" / result["data"] / result["method"]
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = [np.load(path) for path in sorted(folder.glob("*.npy")) if path.stem != str(result["seed"])]
+    np.save(folder / f"{result['seed']}.npy", labels)
+    return float(np.mean([adjusted_rand_score(labels, other) for other in earlier])) if earlier else np.nan
 
 
 def summarise(runs: list[dict]) -> pd.DataFrame:
@@ -110,7 +113,6 @@ def summarise(runs: list[dict]) -> pd.DataFrame:
     summary = grouped[numeric].mean()
     summary.insert(0, "seeds", grouped.size())
     summary["ari_worst"] = grouped["ari"].min()
-    summary["seed_ari"] = grouped["labels"].apply(lambda labels: seed_ari(list(labels)))
     return summary
 
 
@@ -152,6 +154,7 @@ def main() -> None:
         result = run_apart(*key)
         if result is None:
             continue
+        result["seed_ari"] = seed_ari(result)
         runs.append(result)
         with options.out.open("a") as stream:
             stream.write(json.dumps(result) + "\n")
