@@ -5,6 +5,8 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Numba, under scanpy's neighbours, sets the threads of the whole process to its own number, torch's among them.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 import scvi
