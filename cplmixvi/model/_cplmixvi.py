@@ -212,12 +212,12 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
         warm_start
             Start the arms from the categories on which several views of the data agree, and keep them near these.
-            By default when the model is trained for the first time. `False` gives the paper's objective alone.
+            By default when the model is trained for the first time. `False`, together with
+            ``CplMixVI(..., distance="perturbed", epsilon=None)``, gives the paper's objective alone.
         plan_kwargs
             Of :class:`cplmixvi.train.CplMixPlan`.
         **kwargs
-            Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``plan_kwargs``,
-            ``datasplitter_kwargs``,
+            Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``datasplitter_kwargs``,
             ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
 
         Raises
