@@ -204,6 +204,13 @@ def test_guide_divergence_is_relative_to_what_the_guide_says():
     assert torch.allclose(divergence[1].mean(), information, rtol=1e-3)
 
 
+def test_a_minibatch_of_one_type_does_not_blow_the_relative_divergence_up():
+    module = make_module()
+    one_type = torch.tensor([[0.97, 0.01, 0.01, 0.01]]).expand(N_CELLS, 4)
+    metrics = module(minibatch(**{GUIDE_KEY: one_type}))[2].extra_metrics
+    assert metrics["guide_divergence"] < 10
+
+
 def test_guided_arms_decode_the_guides_categories():
     module = make_module()
     guide = torch.eye(4)[torch.arange(N_CELLS) % 4]

@@ -25,7 +25,7 @@ def annotated(adata, n_categories, *, max_epochs=None, likelihood="nb", **option
 
 
 def test_cell_lines_known_by_genotype_are_found():
-    adata, model = annotated(cpl.datasets.scmix(), 3, max_epochs=40)
+    adata, model = annotated(cpl.datasets.scmix(), 3, max_epochs=100)
     assert cpl.metrics.accuracy(adata.obs["cell_type"], adata.obs["cplmixvi"]) > 0.97
     assert model.get_consensus().mean > 0.95
     assert model.report().sound

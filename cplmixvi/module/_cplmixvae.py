@@ -96,6 +96,8 @@ class CplMixVAE(BaseModuleClass):
         #: Set by the training plan: categories are drawn from the minibatch's guide while the arms learn to predict it.
         self.guided = False
         self.guide_weight = DualWeight(10.0, guide_epsilon, bounds=(1.0, 1e2))
+        # A running average, because a small minibatch may hold a single type, of which a guide says nothing more.
+        self.register_buffer("guide_information", torch.tensor(0.5 * math.log(max(n_categories, 2))))
         self.augmenter = augmenter or Identity()
         self.coupling = Coupling(
             n_arms,
@@ -305,7 +307,8 @@ class CplMixVAE(BaseModuleClass):
         if GUIDE_KEY in tensors:
             divergence, information = guide_divergence(log_qc, tensors[GUIDE_KEY])
             objective = objective + self.guide_weight.value * divergence.sum(0)
-            metrics["guide_divergence"] = divergence.detach().mean() / information.clamp_min(1e-6)
+            self.guide_information.lerp_(information, len(tensors[GUIDE_KEY]) / (len(tensors[GUIDE_KEY]) + 1_000))
+            metrics["guide_divergence"] = divergence.detach().mean() / self.guide_information.clamp_min(1e-3)
             metrics["guide_weight"] = self.guide_weight.value.clone()
         return LossOutput(
             loss=objective.mean(),
