@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Distribution
 
 from cplmixvi._constants import LIKELIHOODS
 
-from ._losses import negative_binomial_log_prob
+from ._losses import half_squared_error, negative_binomial_log_prob
 
 
 class GeneBernoulli(Bernoulli):
@@ -37,8 +37,6 @@ class Likelihood(nn.Module):
 
     #: Number of decoder outputs per gene.
     n_outputs: int = 1
-    #: Whether the mean is a share of the library size.
-    uses_library: bool = False
 
     def __init__(self, n_hidden: int, n_genes: int):
         super().__init__()
@@ -78,8 +76,6 @@ def _average(distributions: list[Distribution], name: str) -> torch.Tensor:
 class PoissonLikelihood(Likelihood):
     r""":math:`x_g\sim\mathrm{Poisson}(\ell\,\rho_g)`, :math:`\rho=\mathrm{softmax}(\cdot)`."""
 
-    uses_library = True
-
     def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
         """See :meth:`Likelihood.forward`."""
         scale = torch.softmax(self.output(hidden), dim=-1)
@@ -92,8 +88,6 @@ class PoissonLikelihood(Likelihood):
 
 class NegativeBinomialLikelihood(Likelihood):
     r""":math:`x_g\sim\mathrm{NB}(\ell\,\rho_g, \theta_g)`, :math:`\rho=\mathrm{softmax}(\cdot)`."""
-
-    uses_library = True
 
     def __init__(self, n_hidden: int, n_genes: int):
         super().__init__(n_hidden, n_genes)
@@ -172,7 +166,7 @@ class SquaredErrorLikelihood(NormalLikelihood):
 
     def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
         """Minus half the squared error, shape ``(..., n_cells)``."""
-        return -0.5 * (x - px.loc).square().sum(-1)
+        return -half_squared_error(x, px.loc)
 
 
 class BernoulliLikelihood(Likelihood):

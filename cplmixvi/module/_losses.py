@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._simplex import EPS
+from ._simplex import EPS, safe_log
 
 
 def kl_normal(
@@ -35,7 +35,7 @@ def kl_normal(
 
 def negative_entropy(p: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     r""":math:`-H(p) = \sum_k p_k \log(p_k + \epsilon)` in nats, shape ``(...)`` for ``(..., K)``."""
-    return (p * torch.log(p + eps)).sum(-1)
+    return (p * safe_log(p, eps)).sum(-1)
 
 
 def half_squared_error(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def guide_divergence(log_q: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Te
         :math:`\mathrm{KL}(R\,\|\,\bar R)` for the mean :math:`\bar R` over cells, 0-d.
     """
     negentropy = negative_entropy(guide)
-    information = (negentropy - (guide * torch.log(guide.mean(0) + EPS)).sum(-1)).mean()
+    information = (negentropy - (guide * safe_log(guide.mean(0))).sum(-1)).mean()
     return negentropy - (guide * log_q).sum(-1), information
 
 

@@ -67,8 +67,7 @@ def annotate(
     """
     check_destination(adata, key_added, overwrite=overwrite)
     keys = ResultKeys(key_added)
-    own = adata is model.adata
-    posterior = model.get_posterior(None if own else adata, batch_size=batch_size)
+    posterior = model.get_posterior(adata, batch_size=batch_size)
     final = posterior.proba.argmax(1)
     consensus = Consensus.from_labels(posterior.labels, final, model.n_categories)
     used = np.unique(final)
