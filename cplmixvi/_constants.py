@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 DEFAULT_KEY = "cplmixvi"
 
+#: What cells are called that get no category or name, because none is certain enough.
+UNASSIGNED = "unassigned"
+
 #: Entry of a minibatch with the arms' copies of the cells, shape ``(n_arms, n_cells, n_genes)``.
 COPIES_KEY = "copies"
 
@@ -58,3 +61,13 @@ class ResultKeys:
     def uns(self) -> str:
         """Entry of ``uns`` with everything that is not per cell."""
         return self.key
+
+    @property
+    def stability(self) -> str:
+        """Column of ``obs`` with the share of refits that find the cell's category again."""
+        return f"{self.key}_stability"
+
+    @property
+    def ranking(self) -> str:
+        """Entry of ``uns`` with the marker genes of the categories."""
+        return f"rank_genes_{self.key}"

@@ -134,3 +134,56 @@ def test_names_that_other_tools_refuse_are_refused(fitted, key):
     adata, model = fitted
     with pytest.raises(ValueError, match="key_added"):
         cpl.tl.annotate(adata, model, key_added=key)
+
+
+def test_uncertain_cells_are_unassigned(annotated, fitted, tmp_path):
+    _, model = fitted
+    certain = annotated.copy()
+    assert certain.uns["cplmixvi"]["n_unassigned"] == 0
+    assert "min_confidence" not in certain.uns["cplmixvi"]["params"]
+    confidence = certain.obs["cplmixvi_confidence"].to_numpy()
+    cut = float(np.quantile(confidence, 0.3))
+    below = confidence < np.float32(cut)
+    assert 0 < below.sum() < len(below)
+
+    cpl.tl.annotate(annotated, model, min_confidence=cut)
+    labels = annotated.obs["cplmixvi"]
+    assert ((labels == "unassigned") == below).all()
+    assert (labels[~below].astype(str) == certain.obs["cplmixvi"][~below].astype(str)).all()
+    assert labels.cat.categories[-1] == "unassigned"
+    assert set(labels) == set(labels.cat.categories), "unused categories break scanpy"
+    uns = annotated.uns["cplmixvi"]
+    assert list(uns["categories"]) == list(certain.uns["cplmixvi"]["categories"])
+    assert uns["n_unassigned"] == below.sum()
+    assert uns["params"]["min_confidence"] == cut
+    np.testing.assert_array_equal(annotated.obsm["cplmixvi_proba"], certain.obsm["cplmixvi_proba"])
+    np.testing.assert_array_equal(uns["consensus"], certain.uns["cplmixvi"]["consensus"])
+    annotated.write_h5ad(tmp_path / "out.h5ad")
+    assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs["cplmixvi"]) == list(labels)
+
+
+def test_a_category_that_loses_all_cells_keeps_its_column_only(annotated, fitted):
+    sure = annotated.obs.groupby("cplmixvi", observed=True)["cplmixvi_confidence"].max().sort_values()
+    cpl.tl.annotate(annotated, fitted[1], min_confidence=float(sure.iloc[:2].mean()))
+    assert sure.index[0] not in annotated.obs["cplmixvi"].cat.categories
+    assert sure.index[0] in annotated.uns["cplmixvi"]["categories"]
+    assert annotated.obsm["cplmixvi_proba"].shape[1] == len(sure)
+
+
+@pytest.mark.parametrize("min_confidence", [-0.1, 1.1, float("nan")])
+def test_impossible_confidences_are_refused_before_anything_is_written(fitted, min_confidence):
+    adata = fitted[0].copy()
+    with pytest.raises(ValueError, match=r"min_confidence=.*outside \[0, 1\]"):
+        cpl.tl.annotate(adata, fitted[1], min_confidence=min_confidence)
+    assert "cplmixvi" not in adata.obs
+
+
+def test_what_was_made_from_an_older_result_is_dropped(annotated, fitted):
+    cpl.tl.order_categories(annotated)
+    annotated.uns["rank_genes_cplmixvi"] = {}
+    annotated.uns["cplmixvi_colors"] = ["red"]
+    annotated.obs["cplmixvi_stability"] = 0.0
+    cpl.tl.annotate(annotated, fitted[1])
+    assert "order" not in annotated.uns["cplmixvi"]
+    assert not {"rank_genes_cplmixvi", "cplmixvi_colors"} & set(annotated.uns)
+    assert "cplmixvi_stability" in annotated.obs, "no result says that this column is ours"

@@ -51,3 +51,34 @@ def test_missing_columns_and_impossible_purities_are_refused(adata):
         cpl.tl.map_to_reference(adata, "cell_type", key_added="cplmixvi")
     with pytest.raises(ValueError, match="min_purity=2"):
         cpl.tl.map_to_reference(adata, "cell_type", min_purity=2)
+
+
+@pytest.fixture(params=["category", "object"])
+def uncertain(adata, request):
+    """Two of the B cells and all of category 2 are unassigned."""
+    labels = adata.obs["cplmixvi"].astype(object).replace("2", "unassigned")
+    labels.iloc[:2] = "unassigned"
+    adata.obs["cplmixvi"] = labels.astype(request.param)
+    return adata
+
+
+def test_unassigned_cells_are_never_correct_and_match_no_type(uncertain):
+    result = cpl.tl.compare_to_reference(uncertain, "cell_type", ignore=("unknown",))
+    assert dict(result.types["category"].fillna("")) == {"B": "0", "T": "1", "NK": ""}
+    assert dict(result.types["n_cells"]) == {"B": 6, "T": 6, "NK": 2}
+    assert result.types.loc["B", "recall"] == pytest.approx(3 / 6)
+    assert result.types.loc["T", "recall"] == pytest.approx(3 / 6)
+    assert result.types.loc["B", "precision"] == pytest.approx(1)
+    assert result.scores["accuracy"] == pytest.approx(6 / 14)
+    assert result.scores["n_categories"] == 2
+    assert list(result.confusion.columns) == ["0", "1"]
+
+
+def test_unassigned_cells_keep_that_name(uncertain):
+    # Most of the unassigned cells are of one type, which must not become their name.
+    table = cpl.tl.map_to_reference(uncertain, "cell_type", ignore=("unknown",))
+    assert dict(table["name"]) == {"0": "B", "1": "T", "3": "unassigned", "unassigned": "unassigned"}
+    assert table.loc["unassigned", "n_cells"] == 7
+    named = uncertain.obs["cplmixvi_cell_type"]
+    assert (named[uncertain.obs["cplmixvi"] == "unassigned"] == "unassigned").all()
+    assert (named[uncertain.obs["cplmixvi"] == "0"] == "B").all()

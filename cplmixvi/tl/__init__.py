@@ -1,6 +1,15 @@
 """The only room that writes into AnnData."""
 
 from ._annotate import annotate, check_destination
+from ._markers import order_categories, rank_genes
 from ._reference import Comparison, compare_to_reference, map_to_reference
 
-__all__ = ["Comparison", "annotate", "check_destination", "compare_to_reference", "map_to_reference"]
+__all__ = [
+    "Comparison",
+    "annotate",
+    "check_destination",
+    "compare_to_reference",
+    "map_to_reference",
+    "order_categories",
+    "rank_genes",
+]

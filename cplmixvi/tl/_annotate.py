@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cplmixvi._constants import DEFAULT_KEY, ResultKeys
+from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED, ResultKeys
 from cplmixvi.model import Consensus
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def annotate(
     model: CplMixVI,
     key_added: str = DEFAULT_KEY,
     *,
+    min_confidence: float = 0.0,
     overwrite: bool = False,
     batch_size: int | None = None,
 ) -> None:
@@ -39,8 +40,11 @@ def annotate(
         A trained model.
     key_added
         Name of the result; letters, digits, ``_``, ``.`` and ``-`` after a first letter.
+    min_confidence
+        Cells whose confidence is below it are called ``"unassigned"`` instead of by their category.
     overwrite
-        Replace entries of another origin. An earlier result of this function is always replaced.
+        Replace entries of another origin. An earlier result of this function is always replaced, and what
+        :func:`stability`, :func:`rank_genes` and :func:`order_categories` made from it is dropped.
     batch_size
         Cells per pass.
 
@@ -49,7 +53,8 @@ def annotate(
     None
         Writes, with ``key`` for ``key_added``:
 
-        - ``obs[key]``: category (names of the used categories, in the order of their index);
+        - ``obs[key]``: category (names of the used categories, in the order of their index, and ``"unassigned"`` as
+          the last one where some cell is);
         - ``obs[key_confidence]``: float32, probability of that category;
         - ``obs[key_agreement]``: float32, share of arm pairs that agree on the cell, ``nan`` with one arm;
         - ``obsm["X_" + key]``: float32 ``(n_obs, max(n_state, 2))``, state within the type (a single dimension gets
@@ -57,30 +62,58 @@ def annotate(
         - ``obsm[key_proba]``: float32 ``(n_obs, n_used)``, probabilities of the used categories; a row sums to less
           than 1 by what the model gives to categories that no cell chose;
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
-          (indices of the categories that no cell chose), ``history``, ``version`` and, with two or more arms,
-          ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see :class:`~cplmixvi.Consensus`).
+          (indices of the categories that no cell chose), ``n_unassigned``, ``history``, ``version`` and, with two or
+          more arms, ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see
+          :class:`~cplmixvi.Consensus`). Other functions add to it: ``stability_by_category`` (:func:`stability`),
+          ``order`` and ``linkage`` (:func:`order_categories`).
 
     Raises
     ------
     ValueError
-        If ``key_added`` is not a valid name, entries of another origin exist, or genes are missing.
+        If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, entries of another origin exist,
+        or genes are missing.
     """
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence={min_confidence!r} is outside [0, 1]; give a probability.")
     check_destination(adata, key_added, overwrite=overwrite)
     keys = ResultKeys(key_added)
     posterior = model.get_posterior(adata, batch_size=batch_size)
     final = posterior.proba.argmax(1)
     consensus = Consensus.from_labels(posterior.labels, final, model.n_categories)
     used = np.unique(final)
-    names = consensus.categories[used]
+    confidence = posterior.proba.max(1).astype(np.float32)
+    # In the precision that is written, so that the column shows why a cell is unassigned.
+    is_uncertain = confidence < np.float32(min_confidence)
+    labels = _labels(consensus.categories, final, is_uncertain)
 
-    adata.obs[keys.labels] = pd.Categorical(consensus.categories[final], categories=names)
-    adata.obs[keys.confidence] = posterior.proba.max(1).astype(np.float32)
+    _drop_derived(adata, keys)
+    adata.obs[keys.labels] = labels
+    adata.obs[keys.confidence] = confidence
     adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
     adata.obsm[keys.state] = _at_least_two_columns(posterior.state[:, 0])
     adata.obsm[keys.proba] = np.ascontiguousarray(posterior.proba[:, used], dtype=np.float32)
     adata.uns[keys.uns] = _summary(model, consensus, used)
-    # Colours that a plot left for an older result would not fit the new categories.
+    adata.uns[keys.uns]["n_unassigned"] = int(is_uncertain.sum())
+    if min_confidence > 0:
+        adata.uns[keys.uns]["params"]["min_confidence"] = float(min_confidence)
+
+
+def _labels(names: np.ndarray, final: np.ndarray, is_uncertain: np.ndarray) -> pd.Categorical:
+    """Names of the cells' categories; only those that some cell has are categories, because others break scanpy."""
+    categories = list(names[np.unique(final[~is_uncertain])])
+    if is_uncertain.any():
+        categories.append(UNASSIGNED)
+    return pd.Categorical(np.where(is_uncertain, UNASSIGNED, names[final]), categories=categories)
+
+
+def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
+    """Remove what was made from an older result: it would not fit the new categories."""
     adata.uns.pop(f"{keys.labels}_colors", None)
+    earlier = adata.uns.get(keys.uns)
+    if _is_ours(earlier):
+        adata.uns.pop(keys.ranking, None)
+        if "stability_by_category" in earlier and keys.stability in adata.obs:
+            del adata.obs[keys.stability]
 
 
 def _summary(model: CplMixVI, consensus: Consensus, used: np.ndarray) -> dict:
@@ -138,7 +171,6 @@ def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite
 
 
 def _check_key(key: str) -> None:
-
     # The pattern of the CELLxGENE schema for embeddings, which is also safe for HDF5 and zarr paths.
     if not isinstance(key, str) or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]*", key):
         raise ValueError(
@@ -165,8 +197,7 @@ _RESERVED = frozenset(
 
 
 def _check_free(adata: AnnData, keys: ResultKeys) -> None:
-    earlier = adata.uns.get(keys.uns)
-    if isinstance(earlier, Mapping) and earlier.get("origin") == _ORIGIN:
+    if _is_ours(adata.uns.get(keys.uns)):
         return
     taken = [f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement) if name in adata.obs]
     taken += [f"obsm[{name!r}]" for name in (keys.state, keys.proba) if name in adata.obsm]
@@ -176,3 +207,47 @@ def _check_free(adata: AnnData, keys: ResultKeys) -> None:
             f"{', '.join(taken)} exist already and were not written by cplmixvi; "
             "pass another key_added, or overwrite=True to replace them."
         )
+
+
+def _is_ours(entry: object) -> bool:
+    return isinstance(entry, Mapping) and entry.get("origin") == _ORIGIN
+
+
+def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
+    """Categories of the cells as :func:`annotate` wrote them.
+
+    Parameters
+    ----------
+    adata
+        Annotated cells.
+    key
+        Name of the result.
+
+    Returns
+    -------
+    pandas.Categorical
+        Shape ``(n_obs,)``; its categories are ``uns[key]["categories"]``, also those without a cell, and a cell that
+        is unassigned is missing.
+
+    Raises
+    ------
+    ValueError
+        If there is no such result, or ``obs[key]`` has labels that are not categories of it.
+    """
+    result = adata.uns.get(key)
+    if not _is_ours(result) or key not in adata.obs:
+        found = sorted(name for name, entry in adata.uns.items() if _is_ours(entry))
+        raise ValueError(
+            f"key={key!r} names no result of cplmixvi in this AnnData; it has {', '.join(map(repr, found)) or 'none'}; "
+            f"run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first or pass the key of a result."
+        )
+    categories = [str(name) for name in result["categories"]]
+    # Tools that write text files bring names that are numbers back as numbers.
+    given = adata.obs[key].astype(object).map(str, na_action="ignore")
+    foreign = sorted(set(given.dropna()) - {*categories, UNASSIGNED})
+    if foreign:
+        raise ValueError(
+            f"obs[{key!r}] has the label {foreign[0]!r}, but the categories of the result are "
+            f"{', '.join(categories[:20])}; annotate again, and keep changed names in another column."
+        )
+    return pd.Categorical(given.where(given != UNASSIGNED), categories=categories)

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from cplmixvi import metrics
-from cplmixvi._constants import DEFAULT_KEY
+from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Comparison:
         One row per reference type: ``n_cells``, the ``category`` matched to it one-to-one (`None` if there are fewer
         categories than types), ``precision``, ``recall`` and ``f1`` of that match.
     confusion
-        Cells by reference type (rows) and category (columns).
+        Cells by reference type (rows) and category (columns); cells without a category are in no column.
     scores
         Accuracy of the matching, balanced accuracy, NMI, AMI, ARI, ... (:func:`cplmixvi.metrics.evaluate`).
     """
@@ -37,6 +37,8 @@ def compare_to_reference(
     adata: AnnData, reference_key: str, key: str = DEFAULT_KEY, *, ignore: Sequence[str] = ()
 ) -> Comparison:
     """Compare categories with reference labels. Nothing is written.
+
+    A cell that :func:`annotate` left unassigned counts as one of its reference type for which no category is right.
 
     Parameters
     ----------
@@ -59,7 +61,10 @@ def compare_to_reference(
         If a column is missing or no cell has a reference label.
     """
     reference, categories = _columns(adata, reference_key, key)
+    # To the scores a cell without a label is one that no category is right for.
+    categories = categories.where(categories != UNASSIGNED)
     confusion = metrics.confusion(reference, categories, ignore=ignore)
+    sizes = reference.value_counts()
     matched = metrics.match_categories(reference, categories, ignore=ignore)
     category_of = {name: category for category, name in matched.items()}
     rows = []
@@ -67,9 +72,10 @@ def compare_to_reference(
         category = category_of.get(name)
         hits = float(row[category]) if category is not None else 0.0
         precision = hits / max(confusion[category].sum(), 1) if category is not None else 0.0
-        recall = hits / max(row.sum(), 1)
+        # Cells without a category are in no column of the row.
+        recall = hits / sizes.loc[name]
         f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-        rows.append((name, int(row.sum()), category, precision, recall, f1))
+        rows.append((name, int(sizes.loc[name]), category, precision, recall, f1))
     types = pd.DataFrame(rows, columns=[reference_key, "n_cells", "category", "precision", "recall", "f1"])
     scores = metrics.evaluate(reference, categories, ignore=ignore)
     return Comparison(types.set_index(reference_key), confusion, scores)
@@ -98,13 +104,13 @@ def map_to_reference(
         Column of ``obs`` to write the names to; ``f"{key}_{reference_key}"`` by default.
     min_purity
         Categories in which a smaller share of labelled cells has the name are called ``"unassigned"``, as are those
-        without a labelled cell.
+        without a labelled cell and the cells that :func:`annotate` called so.
 
     Returns
     -------
     pandas.DataFrame
-        Index: categories; columns ``name``, ``purity`` (share of the category's labelled cells that have the name),
-        ``n_cells`` and ``n_labelled``.
+        Index: categories; columns ``name``, ``purity`` (share of the category's labelled cells that have the most
+        frequent label), ``n_cells`` and ``n_labelled``.
 
     Raises
     ------
@@ -124,7 +130,8 @@ def map_to_reference(
         counts = confusion[category] if category in confusion else pd.Series(dtype=float)
         labelled = int(counts.sum())
         purity = float(counts.max() / labelled) if labelled else np.nan
-        name = str(counts.idxmax()) if labelled and purity >= min_purity else "unassigned"
+        is_named = category != UNASSIGNED and labelled and purity >= min_purity
+        name = str(counts.idxmax()) if is_named else UNASSIGNED
         rows[category] = (name, purity, int(sizes[category]), labelled)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["name", "purity", "n_cells", "n_labelled"])
     named = categories.astype(object).map(table["name"])
