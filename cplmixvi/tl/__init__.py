@@ -3,13 +3,16 @@
 from ._annotate import annotate, check_destination
 from ._markers import order_categories, rank_genes
 from ._reference import Comparison, compare_to_reference, map_to_reference
+from ._stability import Stability, stability
 
 __all__ = [
     "Comparison",
+    "Stability",
     "annotate",
     "check_destination",
     "compare_to_reference",
     "map_to_reference",
     "order_categories",
     "rank_genes",
+    "stability",
 ]
