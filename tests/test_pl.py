@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import cplmixvi as cpl
 from cplmixvi import pl
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -72,6 +73,18 @@ class TestConsensus:
         adata.uns["cplmixvi"]["consensus"][[0, 3], [3, 0]] = 0.6
         labels = labels_of(pl.consensus(adata, order="similarity").xaxis)
         assert abs(labels.index("0") - labels.index("6")) == 1
+
+    def test_dendrogram_is_the_order_that_was_written(self, make_annotated):
+        adata = make_annotated(4)
+        # Category "0" has no cell that is certain, and is in no dendrogram.
+        adata.uns["cplmixvi"]["order"] = np.array(["4", "2", "6"], dtype=object)
+        ax = pl.consensus(adata, order="dendrogram")
+        assert labels_of(ax.xaxis) == ["4", "2", "6", "0"]
+        assert [bar.get_height() for bar in ax.child_axes[0].patches] == [30, 20, 40, 10]
+
+    def test_dendrogram_without_an_order(self, make_annotated):
+        with pytest.raises(ValueError, match=r"order='dendrogram'.*tl\.order_categories"):
+            pl.consensus(make_annotated(), order="dendrogram")
 
     def test_draws_into_the_axes_given(self, make_annotated):
         _, ax = plt.subplots()
@@ -237,14 +250,81 @@ class TestStates:
             pl.states(make_annotated(), **options)
 
 
+class TestStability:
+    @staticmethod
+    def with_stability(adata, values):
+        adata.uns["cplmixvi"]["stability_by_category"] = np.array(values, dtype=np.float32)
+        return adata
+
+    def test_most_stable_category_comes_first_with_its_cells(self, make_annotated):
+        ax = pl.stability(self.with_stability(make_annotated(3), [0.5, 0.25, 1.0]))
+        assert labels_of(ax.yaxis) == ["4 (30)", "0 (10)", "2 (20)"]
+        assert [bar.get_width() for bar in ax.patches] == [1.0, 0.5, 0.25]
+        assert ax.yaxis_inverted()
+        assert ax.get_title(loc="left") == "mean 0.58"
+
+    def test_of_equals_the_larger_comes_first(self, make_annotated):
+        ax = pl.stability(self.with_stability(make_annotated(3), [1.0, 0.0, 1.0]))
+        assert labels_of(ax.yaxis) == ["4 (30)", "0 (10)", "2 (20)"]
+
+    def test_category_of_unassigned_cells_only_comes_last_and_counts_for_nothing(self, make_annotated):
+        adata = self.with_stability(make_annotated(3), [np.nan, 0.0, 1.0])
+        labels = adata.obs["cplmixvi"].astype(object).replace("0", "unassigned")
+        adata.obs["cplmixvi"] = pd.Categorical(labels, categories=["2", "4", "unassigned"])
+        ax = pl.stability(adata)
+        assert labels_of(ax.yaxis) == ["4 (30)", "2 (20)", "0 (0)"]
+        assert np.isnan(ax.patches[-1].get_width())
+        assert ax.get_title(loc="left") == "mean 0.50"
+
+    def test_other_key_and_given_axes(self, make_annotated):
+        adata = make_annotated(2, key="types")
+        adata.uns["types"]["stability_by_category"] = np.array([0.5, 0.75], dtype=np.float32)
+        _, ax = plt.subplots()
+        assert pl.stability(adata, "types", ax=ax) is ax
+        assert len(plt.get_fignums()) == 1
+
+    def test_labels_are_thinned_where_they_cannot_be_read(self, make_annotated):
+        ax = pl.stability(self.with_stability(make_annotated(100), np.linspace(0, 1, 100)))
+        assert 20 <= len(labels_of(ax.yaxis)) <= 65
+
+    def test_missing_stability(self, make_annotated):
+        with pytest.raises(ValueError, match=r"key='cplmixvi'.*is missing.*tl\.stability\(adata, model"):
+            pl.stability(make_annotated())
+
+
+def test_unassigned_cells_break_no_figure(make_annotated):
+    adata = make_annotated(3)
+    labels = adata.obs["cplmixvi"].astype(object)
+    labels.iloc[:15] = "unassigned"
+    adata.obs["cplmixvi"] = pd.Categorical(labels, categories=["2", "4", "unassigned"])
+    assert [bar.get_height() for bar in pl.consensus(adata, order="name").child_axes[0].patches] == [0, 15, 30]
+    assert labels_of(pl.confusion(adata, "truth").xaxis) == ["4", "2", "unassigned"]
+    assert [text.get_text() for text in pl.states(adata).get_legend().get_texts()] == ["2", "4", "unassigned"]
+
+
+def test_unassigned_cells_are_no_match_for_a_type(make_annotated):
+    adata = make_annotated(3)
+    # Matched to them, the second type would be found in full.
+    labels = adata.obs["cplmixvi"].astype(object).replace({"2": "unassigned"})
+    labels.iloc[:5] = "unassigned"
+    adata.obs["cplmixvi"] = pd.Categorical(labels)
+    ax = pl.confusion(adata, "truth")
+    scores = cpl.tl.compare_to_reference(adata, "truth").scores
+    assert scores["accuracy"] == pytest.approx(35 / 60)
+    assert ax.get_title(loc="left") == f"ACC 0.58   NMI {scores['nmi']:.2f}   ARI {scores['ari']:.2f}"
+    assert labels_of(ax.xaxis) == ["4", "0", "unassigned"]
+    np.testing.assert_allclose(image_of(ax), [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    assert [line.get_xdata()[0] for line in ax.get_lines()] == [1.5]
+
+
 def test_nothing_global_changes(make_annotated):
     before = dict(plt.rcParams)
-    adata = make_annotated()
-    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata)
+    adata = TestStability.with_stability(make_annotated(), [1, 1, 1])
+    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata), pl.stability(adata)
     assert dict(plt.rcParams) == before
 
 
 def test_nothing_is_shown(make_annotated, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
-    adata = make_annotated()
-    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata)
+    adata = TestStability.with_stability(make_annotated(), [1, 1, 1])
+    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata), pl.stability(adata)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cplmixvi import metrics
+from cplmixvi._constants import UNASSIGNED
 from cplmixvi.pl._common import (
     check_choice,
     colour_bar,
@@ -48,7 +49,8 @@ def confusion(
     """Draw reference types against categories.
 
     Columns follow the one-to-one matching of categories and types that gives the accuracy, so that a good annotation
-    shows a diagonal; categories without a partner stand to the right of a line.
+    shows a diagonal; categories without a partner stand to the right of a line, and cells that are unassigned, which
+    are never correct, to the right of these.
 
     Parameters
     ----------
@@ -82,10 +84,11 @@ def confusion(
     check_choice(normalize, ("reference", "category", None), argument="normalize")
     read_result(adata, key)
     truth, labels = _labelled(adata, reference_key, key, ignore)
-    counts = metrics.confusion(truth, labels, ignore=ignore)
-    counts = _matched(counts, metrics.match_categories(truth, labels, ignore=ignore))
+    # Uncertain cells are no category that a type could be matched to.
+    assigned = labels.where(labels != UNASSIGNED)
+    partner = metrics.match_categories(truth, assigned, ignore=ignore)
+    counts = _matched(metrics.confusion(truth, labels, ignore=ignore), partner)
     shares = _normalised(counts, normalize)
-    n_matched = min(counts.shape)
 
     with style():
         size = (
@@ -99,14 +102,14 @@ def confusion(
         )
         if annotate or (annotate is None and max(counts.shape) <= _MAX_ANNOTATED):
             _write_values(ax, shares.to_numpy(), top, as_share=normalize is not None)
-        if n_matched < counts.shape[1]:
-            ax.axvline(n_matched - 0.5, color="black", linewidth=0.8)
+        if len(partner) < counts.shape[1]:
+            ax.axvline(len(partner) - 0.5, color="black", linewidth=0.8)
         ax.set(xlabel=f"category ({key})", ylabel=f"{reference_key} (cells)")
         dress(ax)
         label_ticks(ax.xaxis, [shorten(str(name)) for name in counts.columns])
         label_ticks(ax.yaxis, [f"{shorten(str(name))} ({n:,})" for name, n in counts.sum(axis=1).items()])
         ax.spines[:].set_visible(True)
-        ax.set_title(_scores(truth, labels, ignore), loc="left")
+        ax.set_title(_scores(truth, assigned, ignore), loc="left")
         colour_bar(ax, image, _BAR_LABELS[normalize], (1.02, 0.0, 0.025, 1.0))
         settle(ax)
     return ax
@@ -132,7 +135,7 @@ def _matched(counts: pd.DataFrame, partner: dict) -> pd.DataFrame:
     alone = [row for row in rows if row not in column_of]
     position = {row: i for i, row in enumerate(paired + alone)}
     extra = [column for column in counts.columns if column not in column_of.values()]
-    extra.sort(key=lambda column: (position[counts[column].idxmax()], -counts[column].sum()))
+    extra.sort(key=lambda column: (column == UNASSIGNED, position[counts[column].idxmax()], -counts[column].sum()))
     return counts.loc[paired + alone, [column_of[row] for row in paired] + extra]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from cplmixvi.pl._common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -33,7 +35,7 @@ def consensus(
     adata: AnnData,
     key: str = "cplmixvi",
     *,
-    order: Literal["size", "name", "similarity"] = "size",
+    order: Literal["size", "name", "similarity", "dendrogram"] = "size",
     annotate: bool | None = None,
     cmap: str | Colormap | None = None,
     ax: Axes | None = None,
@@ -51,8 +53,9 @@ def consensus(
     key
         The ``key_added`` of that annotation.
     order
-        Categories by falling number of cells (``"size"``), in their natural order (``"name"``), or with those that
-        the arms confuse next to each other (``"similarity"``, leaf order of average linkage).
+        Categories by falling number of cells (``"size"``), in their natural order (``"name"``), with those that
+        the arms confuse next to each other (``"similarity"``, leaf order of average linkage), or with those of similar
+        expression next to each other (``"dendrogram"``, the order of :func:`cplmixvi.tl.order_categories`).
     annotate
         Write each value that rounds to 0.01 or more into its entry; by default only where there is room.
     cmap
@@ -67,9 +70,10 @@ def consensus(
     Raises
     ------
     ValueError
-        If the result is missing, comes from a model with one arm, or ``order`` is not one of those above.
+        If the result is missing, comes from a model with one arm or has not been ordered, or ``order`` is not one of
+        those above.
     """
-    check_choice(order, ("size", "name", "similarity"), argument="order")
+    check_choice(order, ("size", "name", "similarity", "dendrogram"), argument="order")
     result = read_result(adata, key)
     if "consensus" not in result:
         raise ValueError(
@@ -80,7 +84,7 @@ def consensus(
     sizes = category_sizes(adata, key, categories)
     matrix = np.asarray(result["consensus"], dtype=float)
     by_category = np.asarray(result["consensus_by_category"], dtype=float)
-    rows = _ordered(order, matrix, sizes)
+    rows = _stored(result, key, categories) if order == "dendrogram" else _ordered(order, matrix, sizes)
     matrix, sizes, by_category = matrix[np.ix_(rows, rows)], sizes[rows], by_category[rows]
     labels = [shorten(categories[i]) for i in rows]
 
@@ -103,6 +107,18 @@ def consensus(
         colour_bar(ax, image, "share of cells", (1.25, 0.0, 0.035, 1.0))
         settle(ax)
     return ax
+
+
+def _stored(result: Mapping[str, Any], key: str, categories: list[str]) -> np.ndarray:
+    """Positions of the categories in the order that ``tl.order_categories`` wrote."""
+    if "order" not in result:
+        raise ValueError(
+            f"order='dendrogram' was given but adata.uns[{key!r}]['order'] is missing; "
+            f"run cplmixvi.tl.order_categories(adata, {key!r}) first or pass another order."
+        )
+    rank = {str(name): i for i, name in enumerate(result["order"])}
+    # Categories of which all cells are unassigned are not in the dendrogram: they come last.
+    return np.argsort([rank.get(name, len(rank)) for name in categories], kind="stable")
 
 
 def _ordered(order: str, matrix: np.ndarray, sizes: np.ndarray) -> np.ndarray:
