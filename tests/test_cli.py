@@ -70,6 +70,7 @@ class TestAnnotate:
         summary = json.loads(out)
         assert (summary["cells"], summary["genes"], summary["genes_used"]) == (60, 30, 20)
         assert 1 <= summary["categories_used"] <= 3
+        assert summary["unassigned"] == 0
         assert 0 <= summary["consensus"] <= 1
         assert summary["seconds"] > 0
         assert summary["device"] == "cpu"
@@ -109,6 +110,19 @@ class TestAnnotate:
         first, second = ad.read_h5ad(annotated[0] / "out.h5ad"), ad.read_h5ad(tmp_path / "again.h5ad")
         np.testing.assert_array_equal(first.obsm["cplmixvi_proba"], second.obsm["cplmixvi_proba"])
 
+    def test_uncertain_cells_are_unassigned(self, annotated, tmp_path):
+        certain = ad.read_h5ad(annotated[0] / "out.h5ad")
+        # The same fit as that one, of which half of the cells are below this.
+        cut = float(certain.obs["cplmixvi_confidence"].median())
+        options = ["--layer", "counts", "--batch-key", "donor", "--hvg", "20", "--quiet", "--min-confidence", cut]
+        status, line, _ = call("annotate", annotated[0] / "in.h5ad", tmp_path / "out.h5ad", *FAST, *options)
+        assert status == 0
+        below = (certain.obs["cplmixvi_confidence"] < np.float32(cut)).to_numpy()
+        assert json.loads(line)["unassigned"] == below.sum() > 0
+        assert json.loads(line)["categories_used"] == len(certain.uns["cplmixvi"]["categories"])
+        labels = ad.read_h5ad(tmp_path / "out.h5ad").obs["cplmixvi"].astype(str)
+        assert (labels == np.where(below, "unassigned", certain.obs["cplmixvi"].astype(str))).all()
+
     def test_zarr_one_arm_other_key(self, cells, tmp_path):
         out = tmp_path / "out.zarr"
         status, line, _ = call("annotate", cells, out, *FAST, "--n-arms", "1", "--key-added", "types", "--quiet")
@@ -144,6 +158,10 @@ BAD_OPTIONS = {
     "negative seed": (["--seed", "-1"], "--seed"),
     "key with a slash": (["--key-added", "a/b"], "--key-added 'a/b'"),
     "key that is taken": (["--key-added", "donor"], "--overwrite"),
+    "confidence above one": (["--min-confidence", "90"], "90.0 is not a probability from 0 to 1"),
+    "confidence below zero": (["--min-confidence", "-0.1"], "--min-confidence"),
+    "confidence that is no number": (["--min-confidence", "nan"], "nan is not a probability"),
+    "confidence in words": (["--min-confidence", "high"], "--min-confidence"),
     "unknown option": (["--depth", "3"], "--depth"),
     "surplus argument": (["more.h5ad"], "more.h5ad"),
 }
@@ -316,7 +334,16 @@ def test_version():
 
 def test_help_names_every_option_of_the_interface():
     _, out, _ = call("annotate", "--help")
-    for option in ("--layer", "--n-categories", "--hvg", "--model-dir", "--key-added", "--overwrite", "--threads"):
+    for option in (
+        "--layer",
+        "--n-categories",
+        "--hvg",
+        "--model-dir",
+        "--key-added",
+        "--overwrite",
+        "--threads",
+        "--min-confidence",
+    ):
         assert option in out
 
 

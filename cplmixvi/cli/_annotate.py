@@ -40,6 +40,7 @@ class Options:
     max_epochs: int | None = None
     seed: int = 0
     key_added: str = "cplmixvi"
+    min_confidence: float = 0.0
     overwrite: bool = False
     model_dir: Path | None = None
     threads: int | None = None
@@ -75,7 +76,13 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
                 enable_progress_bar=not options.quiet,
             )
             try:
-                write_back(adata, model, options.key_added, overwrite=options.overwrite)
+                write_back(
+                    adata,
+                    model,
+                    options.key_added,
+                    min_confidence=options.min_confidence,
+                    overwrite=options.overwrite,
+                )
             except ValueError as error:
                 # All that the user could mend was checked before training: what is left is a bug.
                 raise RuntimeError("the trained model could not annotate its own cells") from error
@@ -203,12 +210,19 @@ def select(adata: AnnData, n_top: int, *, layer: str | None, likelihood: str, ba
     return AnnData(chosen if layer is None else None, obs=obs, var=var, layers={layer: chosen} if layer else None)
 
 
-def write_back(adata: AnnData, model: CplMixVI, key: str = "cplmixvi", *, overwrite: bool = False) -> None:
+def write_back(
+    adata: AnnData,
+    model: CplMixVI,
+    key: str = "cplmixvi",
+    *,
+    min_confidence: float = 0.0,
+    overwrite: bool = False,
+) -> None:
     """Annotate all cells, and take out what scvi-tools leaves behind in an AnnData that it has seen."""
     from cplmixvi import tl
 
     before = set(adata.obs) | set(adata.uns)
-    tl.annotate(adata, model, key_added=key, overwrite=overwrite)
+    tl.annotate(adata, model, key_added=key, min_confidence=min_confidence, overwrite=overwrite)
     for entries in (adata.obs, adata.uns):
         for name in [name for name in entries if str(name).startswith("_scvi") and name not in before]:
             del entries[name]
@@ -234,10 +248,12 @@ def mean_consensus(adata: AnnData, key: str = "cplmixvi") -> float | None:
 
 
 def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, int | float | None]:
+    result = adata.uns[options.key_added]
     return {
         "cells": int(adata.n_obs),
         "genes": int(adata.n_vars),
         "genes_used": int(model.summary_stats.n_vars),
-        "categories_used": len(adata.uns[options.key_added]["categories"]),
+        "categories_used": len(result["categories"]),
+        "unassigned": result["n_unassigned"],
         "consensus": mean_consensus(adata, options.key_added),
     }

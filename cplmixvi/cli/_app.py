@@ -86,6 +86,13 @@ def _n_categories(text: str) -> str:
     return text
 
 
+def _probability(value: float) -> float:
+    """Check a probability; a range of typer's lets ``nan`` pass."""
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{value} is not a probability from 0 to 1")
+    return value
+
+
 @app.command()
 def annotate(
     source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to annotate (or a .zarr store).")],
@@ -107,6 +114,10 @@ def annotate(
     max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
     key_added: Annotated[str, typer.Option(help="Name of the result in the AnnData.")] = "cplmixvi",
+    min_confidence: Annotated[
+        float,
+        typer.Option(metavar="P", callback=_probability, help="Call cells whose confidence is below P 'unassigned'."),
+    ] = 0.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
     ] = False,
@@ -119,7 +130,8 @@ def annotate(
 ) -> None:
     """Find types and states of the cells in IN and write them, with everything that IN holds, to OUT.
 
-    Prints one line of JSON: cells, genes, genes_used, categories_used, consensus, seconds, device, key, output.
+    Prints one line of JSON: cells, genes, genes_used, categories_used, unassigned, consensus, seconds,
+    device, key, output.
     """
     from cplmixvi.cli._annotate import Options, annotate_file
 
@@ -138,6 +150,7 @@ def annotate(
             max_epochs=max_epochs,
             seed=seed,
             key_added=key_added,
+            min_confidence=min_confidence,
             overwrite=overwrite,
             model_dir=model_dir,
             threads=threads,
