@@ -1,4 +1,4 @@
-"""Where a guide comes from: views fitted to the training cells that a data module yields."""
+"""Where a guide comes from: mixtures fitted to the training cells that a data module yields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ MAX_CELLS = 20_000
 def fit_guide(
     module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int = MAX_CELLS
 ) -> ViewConsensus:
-    """Fit one projection of the data per arm, four views each, and their consensus.
+    """Fit an answer to all views of the training cells, and a committee that votes on its certainty.
+
+    The answer is one mixture over several views at once: one projection of the data per arm, in several numbers of
+    dimensions each. Every member of the committee is fitted to some of the cells and to views of its own. See
+    :func:`~cplmixvi.train._views.fit_views`.
 
     Parameters
     ----------

@@ -4,24 +4,30 @@ Types that are decoded linearly, ``x = m_c + W s + noise`` with Gaussian states,
 covariance for all types. States whose size depends on the type let each covariance differ a little. The likeliest
 such mixture does not split a type along a direction in which all types vary (a treatment, a cycle), which is what
 clusterings by distance do; but expectation maximisation finds it only from many starts and with merge-and-split moves.
+
+Several views of the same cells can be fitted at once: each has parameters of its own and all share each cell's type,
+as coupled arms do.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-#: Rows per block of the E-step: bounds the memory of ``(rows, K * d)`` products.
-_BLOCK = 4096
 #: Points per component that a search looks at, so that rare types are among them.
 _POINTS_PER_COMPONENT = 60
+#: Pairs that a round of moves tries before it gives up.
+_TRIES = 4
+#: Components whose own covariance is looked at for a point; the shared covariance says which are near enough.
+_N_NEAREST = 12
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Parameters of a Student-t mixture.
+    """Parameters of a Student-t mixture in one view.
 
     Attributes
     ----------
@@ -31,36 +37,53 @@ class Mixture:
         Scale matrices, ``(K, d, d)``, or ``(1, d, d)`` where all are the same.
     shared
         What they are shrunk to, ``(d, d)``.
-    weight
-        ``(K,)``, sums to one.
-    log_likelihood
-        Mean penalised log-likelihood per point of the data it was fitted to, nats.
     """
 
     mean: torch.Tensor
     covariance: torch.Tensor
     shared: torch.Tensor
-    weight: torch.Tensor
-    log_likelihood: float = -math.inf
 
-    def whitening(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inverse Cholesky factors ``(K, d, d)`` (``z = (x - m) @ w``) and log-determinants ``(K,)``."""
-        factor = torch.linalg.cholesky(self.covariance)
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        return inverse.mT.contiguous(), 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    def whitening(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``w`` with ``w.T @ covariance @ w`` the identity, ``(K, d, d)``, that of the shared one, log-determinants."""
+        whitening = inverse_root(self.covariance)
+        log_det = -2 * whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return whitening.float(), inverse_root(self.shared).float(), log_det.float()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a search found.
+
+    Attributes
+    ----------
+    mixtures
+        One per view.
+    weight
+        Of the components, ``(K,)``, sums to one.
+    posterior
+        Of the points, ``(n, K)``.
+    log_likelihood
+        Mean over points of the penalised log-likelihood, itself the mean over views, nats.
+    """
+
+    mixtures: tuple[Mixture, ...]
+    weight: torch.Tensor
+    posterior: torch.Tensor
+    log_likelihood: float
 
 
 class SharedCovarianceMixture:
     r"""Fits :class:`Mixture` by expectation maximisation with restarts and merge-and-split moves.
 
     .. math::
-        x\mid c=k\sim t_\nu(\mu_k, \Sigma_k),\qquad
+        p(z_1, \dots, z_V, c) = \pi_c \prod_v t_\nu(z_v \mid \mu_{vc}, \Sigma_{vc})^{1/V},\qquad
         \Sigma_k = \frac{n_k S_k + \kappa\Sigma_0}{n_k + \kappa},\qquad
         \Sigma_0 = \Big(\tfrac1K\sum_k\Sigma_k^{-1}\Big)^{-1},\qquad \kappa = r N / K
 
-    :math:`S_k` is type ``k``'s own scatter. The prior's weight in cells, :math:`\kappa`, is ``r`` times the size of
-    an average type, so that rare types use the shared covariance and large ones add their own.
+    :math:`S_k` is type ``k``'s own scatter in a view. The prior's weight in cells, :math:`\kappa`, is ``r`` times the
+    size of an average type, so that rare types use the shared covariance and large ones add their own. The power
+    :math:`1/V` (a logarithmic opinion pool) is there because views are not independent evidence: they are made from the
+    same genes.
 
     Parameters
     ----------
@@ -71,7 +94,7 @@ class SharedCovarianceMixture:
     dof
         Degrees of freedom :math:`\nu`, small enough that a few outlying cells do not get a type of their own.
     n_starts
-        Restarts of the fit with one covariance, which is cheap.
+        Restarts of the fit with one covariance in one view, which is cheap.
     n_moves
         Merge-and-split moves tried from the best start.
     n_search
@@ -86,8 +109,8 @@ class SharedCovarianceMixture:
         *,
         shrinkage: float = 3.0,
         dof: float = 8.0,
-        n_starts: int = 10,
-        n_moves: int = 20,
+        n_starts: int = 4,
+        n_moves: int = 10,
         n_search: int = 4_000,
         generator: torch.Generator | None = None,
     ):
@@ -101,79 +124,105 @@ class SharedCovarianceMixture:
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(self, x: torch.Tensor) -> Mixture:
+    def fit(self, views: Sequence[torch.Tensor], starts: Sequence[torch.Tensor] | None = None) -> Fit:
         """Likeliest mixture found.
 
         Parameters
         ----------
-        x
-            Points, ``(n, d)``.
+        views
+            Points in every view, each ``(n, d)``.
+        starts
+            Posteriors ``(n, K)`` to start from; searched for if `None`.
 
         Returns
         -------
-        Mixture
+        Fit
         """
-        centre = x.mean(0)
-        x = x - centre
-        subset = x
+        n = len(views[0])
         n_search = max(self.n_search, _POINTS_PER_COMPONENT * self.n_components)
-        if len(x) > 1.3 * n_search:
-            subset = x[torch.randperm(len(x), generator=self.generator)[:n_search]]
-        mixture = self._search(subset)
-        mixture = self._maximise(x, self.posterior(x, mixture), n_iterations=60, tolerance=1e-5)
-        return replace(mixture, mean=mixture.mean + centre)
-
-    def refine(self, x: torch.Tensor, posterior: torch.Tensor) -> Mixture:
-        """Mixture that a given posterior ``(n, K)`` of the points leads to."""
-        centre = x.mean(0)
-        mixture = self._maximise(x - centre, posterior, n_iterations=30, tolerance=1e-4)
-        return replace(mixture, mean=mixture.mean + centre)
-
-    def posterior(self, x: torch.Tensor, mixture: Mixture) -> torch.Tensor:
-        """Probability of every component, ``(n, K)``."""
-        return self._expect(x, mixture)[0]
-
-    def _search(self, x: torch.Tensor) -> Mixture:
-        metric = _inverse_root(torch.cov(x.T.double()).reshape(x.shape[1], -1) + 1e-6 * torch.eye(x.shape[1])).float()
-        starts = []
-        for _ in range(self.n_starts):
-            start = self._maximise(x, self._seeded(x @ metric), n_iterations=60, tolerance=1e-4, shrinkage=math.inf)
-            if not starts or start.log_likelihood > max(other.log_likelihood for other in starts):
-                # Later starts spread their seeds in the metric in which types are round.
-                metric = _inverse_root(start.shared).float()
-            starts.append(start)
-        starts.sort(key=lambda start: -start.log_likelihood)
+        rows = slice(None)
+        if n > 1.3 * n_search:
+            rows = torch.randperm(n, generator=self.generator)[:n_search]
+        some = [view[rows] for view in views]
+        begun = self._starts(some) if starts is None else [start[rows] for start in starts]
         best = max(
-            (self._maximise(x, self.posterior(x, start), n_iterations=40) for start in starts[:4]),
-            key=lambda found: found.log_likelihood,
+            (self.maximise(some, start, n_iterations=30) for start in begun), key=lambda found: found.log_likelihood
         )
-        if self.n_components > 1:
-            for _ in range(self.n_moves):
-                moved = self._maximise(x, self._merge_and_split(x, best), n_iterations=15, tolerance=1e-4)
-                if moved.log_likelihood > best.log_likelihood + 1e-4:
-                    best = moved
-        return best
+        best = self._move(some, best)
+        return self.maximise(views, self.posterior(views, best), n_iterations=30)
 
-    def _maximise(
+    def posterior(self, views: Sequence[torch.Tensor], fit: Fit) -> torch.Tensor:
+        """Probability of every component at points ``views``, ``(n, K)``."""
+        return torch.softmax(self._log_joint(views, fit.mixtures, fit.weight)[0], dim=1)
+
+    def maximise(
         self,
-        x: torch.Tensor,
+        views: Sequence[torch.Tensor],
         posterior: torch.Tensor,
         *,
         n_iterations: int,
-        tolerance: float = 1e-5,
+        tolerance: float = 1e-4,
         shrinkage: float | None = None,
-    ) -> Mixture:
+        known: torch.Tensor | None = None,
+    ) -> Fit:
+        """Expectation maximisation from a posterior.
+
+        Parameters
+        ----------
+        views
+            Points in every view, each ``(n, d)``.
+        posterior
+            ``(n, K)``.
+        n_iterations, tolerance
+            Stop after so many, or when the log-likelihood grows by less.
+        shrinkage
+            Instead of the fitter's own.
+        known
+            Component of the points where that is known and -1 elsewhere, ``(n,)``.
+        """
         shrinkage = self.shrinkage if shrinkage is None else shrinkage
-        precision, shared, previous = torch.ones_like(posterior), None, -math.inf
+        precision = [torch.ones_like(posterior)] * len(views)
+        shared: list[torch.Tensor | None] = [None] * len(views)
+        previous = -math.inf
+        posterior = _clamp(posterior, known)
         for iteration in range(n_iterations):
-            mixture, penalty = self._update(x, posterior, precision, shared, shrinkage)
-            shared = mixture.shared
-            posterior, precision, log_likelihood = self._expect(x, mixture)
-            mixture = replace(mixture, log_likelihood=log_likelihood + penalty)
-            if iteration > 3 and mixture.log_likelihood - previous < tolerance:
+            updates = [
+                self._update(x, posterior, p, s, shrinkage) for x, p, s in zip(views, precision, shared, strict=True)
+            ]
+            mixtures = tuple(mixture for mixture, _ in updates)
+            shared = [mixture.shared for mixture in mixtures]
+            weight = posterior.sum(0) + 1e-8
+            weight = weight / weight.sum()
+            log_p, precision = self._log_joint(views, mixtures, weight)
+            total = log_p.logsumexp(1, keepdim=True)
+            posterior = _clamp(torch.exp(log_p - total), known)
+            log_likelihood = float(total.double().mean()) + sum(penalty for _, penalty in updates) / len(views)
+            if iteration > 3 and log_likelihood - previous < tolerance:
                 break
-            previous = mixture.log_likelihood
-        return mixture
+            previous = log_likelihood
+        return Fit(mixtures, weight, posterior, log_likelihood)
+
+    def _starts(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Posteriors of the two likeliest fits with one covariance, each found in one view."""
+        found = []
+        for index in range(self.n_starts):
+            x = views[index % len(views)]
+            covariance = torch.cov(x.T.double(), correction=0).reshape(x.shape[1], -1) + 1e-6 * torch.eye(x.shape[1])
+            start = None
+            # The second time seeds are spread in the metric in which the first fit's types are round.
+            for _ in range(2):
+                seeded = self._seeded(x @ inverse_root(covariance).float())
+                fit = self.maximise([x], seeded, n_iterations=60, shrinkage=math.inf)
+                covariance = fit.mixtures[0].shared
+                if start is None or fit.log_likelihood > start.log_likelihood:
+                    start = fit
+            found.append((start.log_likelihood, index % len(views), start.posterior))
+        best = []
+        # Likelihoods of different views cannot be compared: the best of each.
+        for index in range(len(views)):
+            own = [entry for entry in found if entry[1] == index]
+            best += [max(own, key=lambda entry: entry[0])[2]] if own else []
+        return best
 
     # --------------------------------------------------------------------- steps
 
@@ -185,21 +234,21 @@ class SharedCovarianceMixture:
         shared: torch.Tensor | None,
         shrinkage: float,
     ) -> tuple[Mixture, float]:
+        """Parameters of one view and the penalty of its covariances."""
         n, d = x.shape
         weighted = posterior * precision
-        mass = weighted.sum(0).double() + 1e-8
         size = posterior.sum(0).double() + 1e-8
-        mean = (weighted.T @ x).double() / mass[:, None]
-        weight = (size / size.sum()).float()
-        # The second part is for data that do not vary at all, such as a single gene's share of itself.
-        ridge = (1e-5 * x.double().square().mean() + 1e-8) * torch.eye(d, dtype=torch.float64)
-        if math.isinf(shrinkage) or shared is None:
+        ridge = _ridge(x)
+        if math.isinf(shrinkage):
             # All scatters at once: the weights of a point's components add up.
+            mass = weighted.sum(0).double() + 1e-8
+            mean = (weighted.T @ x).double() / mass[:, None]
             pooled = ((x.T * weighted.sum(1)) @ x).double() - (mean.T * mass) @ mean
             shared = pooled / n + ridge
-        if math.isinf(shrinkage):
-            return Mixture(mean.float(), shared[None], shared, weight), 0.0
-        scatter = torch.stack([_scatter(x, weighted[:, k], mean[k], mass[k]) for k in range(self.n_components)])
+            return Mixture(mean.float(), shared[None], shared), 0.0
+        mean, scatter = _moments(x, weighted)
+        if shared is None:
+            shared = scatter.sum(0) / n + ridge
         kappa = shrinkage * n / self.n_components
         for step in range(3):
             covariance = (scatter + kappa * shared) / (size + kappa)[:, None, None] + ridge
@@ -211,41 +260,91 @@ class SharedCovarianceMixture:
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         divergence = log_det - torch.logdet(shared) + trace - d
         penalty = float(-0.5 * kappa * divergence.sum() / n)
-        return Mixture(mean.float(), covariance, shared, weight), penalty
+        return Mixture(mean.float(), covariance, shared), penalty
 
-    def _expect(self, x: torch.Tensor, mixture: Mixture) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Posterior ``(n, K)``, precision weights of the t-distribution ``(n, K)``, mean log-likelihood."""
-        d = x.shape[1]
-        distance2 = _mahalanobis2(x, mixture)
-        log_p = -0.5 * (self.dof + d) * torch.log1p(distance2 / self.dof)
-        log_p += torch.log(mixture.weight) - 0.5 * mixture.whitening()[1].float()
-        total = torch.logsumexp(log_p, dim=1)
-        constant = math.lgamma((self.dof + d) / 2) - math.lgamma(self.dof / 2) - 0.5 * d * math.log(self.dof * math.pi)
-        precision = (self.dof + d) / (self.dof + distance2)
-        return torch.exp(log_p - total[:, None]), precision, float(total.double().mean()) + constant
+    def _log_joint(
+        self, views: Sequence[torch.Tensor], mixtures: Sequence[Mixture], weight: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logarithm of the joint density of points and components ``(n, K)``, and every view's precision weights."""
+        log_p, precision = torch.log(weight).expand(len(views[0]), -1), []
+        for x, mixture in zip(views, mixtures, strict=True):
+            d = x.shape[1]
+            whitening, root, log_det = mixture.whitening()
+            distance2 = mahalanobis2(x, mixture.mean, whitening, root)
+            constant = math.lgamma((self.dof + d) / 2) - math.lgamma(self.dof / 2)
+            constant -= 0.5 * d * math.log(self.dof * math.pi)
+            log_t = constant - 0.5 * (self.dof + d) * torch.log1p(distance2 / self.dof)
+            log_p = log_p + (log_t - 0.5 * log_det) / len(views)
+            precision.append((self.dof + d) / (self.dof + distance2))
+        return log_p, precision
 
-    def _merge_and_split(self, x: torch.Tensor, mixture: Mixture) -> torch.Tensor:
-        """Posterior in which one component's cells went to the others and another component was cut in two."""
-        posterior = self.posterior(x, mixture)
-        cost = -torch.log1p(-posterior.clamp(max=1 - 1e-6)).sum(0).clamp_min(1e-3)
-        # Mostly components whose cells others explain almost as well; sometimes any.
-        chance = 0.5 * (1 / cost) / (1 / cost).sum() + 0.5 / self.n_components
-        gone = int(torch.multinomial(chance, 1, generator=self.generator))
-        size = posterior.sum(0)
-        size[gone] = 0
-        cut = int(torch.multinomial(size, 1, generator=self.generator))
-        left = posterior.clone()
-        left[:, gone] = 0
-        orphans = left.sum(1) < 1e-4
-        if orphans.any():
-            distance2 = _mahalanobis2(x[orphans], mixture)
-            distance2[:, gone] = math.inf
-            left[orphans] = torch.softmax(-0.5 * distance2, dim=1)
-        left /= left.sum(1, keepdim=True)
-        half = self._halve(x @ _inverse_root(mixture.shared).float(), left[:, cut])
-        left[:, gone] = left[:, cut] * half
-        left[:, cut] = left[:, cut] * ~half
-        return left
+    def _move(self, views: Sequence[torch.Tensor], fit: Fit) -> Fit:
+        """Take a component away and cut another in two while that makes the fit likelier.
+
+        What a cut would gain is found by expectation maximisation on the component's own points, what taking away would
+        lose by giving its points to the others. The most promising pairs are tried on all points.
+        """
+        budget, tried = self.n_moves if self.n_components > 1 else 0, set()
+        while budget > 0:
+            log_p = self._log_joint(views, fit.mixtures, fit.weight)[0]
+            loss = _removal_loss(log_p)
+            cuts = [self._cut(views, fit, log_p, k) for k in range(self.n_components)]
+            score = torch.tensor([gain for gain, _, _ in cuts])[:, None] - loss[None]
+            score.fill_diagonal_(-math.inf)
+            improved = False
+            for pair in score.flatten().argsort(descending=True)[:_TRIES].tolist():
+                cut, gone = divmod(pair, self.n_components)
+                # Minus infinity: the same component twice, or one too small to cut.
+                if budget == 0 or (cut, gone) in tried or score[cut, gone] == -math.inf:
+                    continue
+                budget -= 1
+                _, rows, halves = cuts[cut]
+                posterior = _without(log_p, gone)
+                share = posterior[rows, cut]
+                posterior[rows, gone] = share * halves[:, 1]
+                posterior[rows, cut] = share * halves[:, 0]
+                moved = self.maximise(views, posterior, n_iterations=15)
+                if moved.log_likelihood > fit.log_likelihood + 1e-4:
+                    fit, improved = moved, True
+                    tried.clear()
+                    break
+                tried.add((cut, gone))
+            if not improved:
+                break
+        return fit
+
+    def _cut(
+        self, views: Sequence[torch.Tensor], fit: Fit, log_p: torch.Tensor, k: int
+    ) -> tuple[float, torch.Tensor, torch.Tensor]:
+        """Cut component ``k``: gain in log-likelihood over all points, its points, and their shares of both halves."""
+        weight = fit.posterior[:, k]
+        rows = (weight > 0.05).nonzero().squeeze(1)
+        if len(rows) < 4:
+            return -math.inf, rows, torch.full((len(rows), 2), 0.5)
+        points = [view[rows] for view in views]
+        index = int(torch.randint(len(views), (1,), generator=self.generator))
+        root = inverse_root(fit.mixtures[index].shared).float()
+        first = self._halve(points[index] @ root, weight[rows])
+        halves = torch.stack([first, ~first], dim=1).float()
+        others = log_p[rows].index_fill(1, torch.tensor([k]), -math.inf).logsumexp(1, keepdim=True)
+        kappa = self.shrinkage * len(log_p) / self.n_components
+        precision = [torch.ones_like(halves)] * len(views)
+        posterior = weight[rows, None] * halves
+        for _ in range(8):
+            size = posterior.sum(0) + 1e-8
+            parts = []
+            for x, p, mixture in zip(points, precision, fit.mixtures, strict=True):
+                mean, scatter = _moments(x, posterior * p)
+                if math.isinf(kappa):
+                    covariance = mixture.shared[None]
+                else:
+                    covariance = (scatter + kappa * mixture.shared) / (size.double() + kappa)[:, None, None] + _ridge(x)
+                parts.append(Mixture(mean.float(), covariance, mixture.shared))
+            log_two, precision = self._log_joint(points, parts, size / len(log_p))
+            total = torch.cat([others, log_two], dim=1).logsumexp(1, keepdim=True)
+            posterior = torch.exp(log_two - total)
+        gain = (total[:, 0] - log_p[rows].logsumexp(1)).sum() / len(log_p)
+        return float(gain), rows, posterior / posterior.sum(1, keepdim=True).clamp_min(1e-12)
 
     def _halve(self, z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Two-means of weighted points from two of them, in whitened coordinates: members of the first half."""
@@ -278,36 +377,85 @@ class SharedCovarianceMixture:
         return members
 
 
+def _clamp(posterior: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+    """Posterior in which points of a known component have it for certain."""
+    if known is None:
+        return posterior
+    certain = torch.nn.functional.one_hot(known.clamp_min(0), posterior.shape[1]).to(posterior.dtype)
+    return torch.where((known >= 0)[:, None], certain, posterior)
+
+
 def _mean_precision(covariance: torch.Tensor) -> torch.Tensor:
     """Cholesky factor of the mean of the inverses of ``(K, d, d)`` covariances, ``(d, d)``."""
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)).mean(0))
 
 
-def _mahalanobis2(x: torch.Tensor, mixture: Mixture) -> torch.Tensor:
-    """Squared Mahalanobis distances to every component, ``(n, K)``."""
-    whitening = mixture.whitening()[0].float()
+def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """Squared Mahalanobis distances to every component, ``(n, K)``.
+
+    Where components are many, those that are not among a point's nearest by the shared covariance get their distance by
+    that, or that of the farthest near one if it is larger: they get no say in the posterior, and cost no time.
+
+    Parameters
+    ----------
+    x
+        Points, ``(n, d)``.
+    mean
+        ``(K, d)``.
+    whitening
+        Of every component, ``(K, d, d)``, or ``(1, d, d)`` if it is ``root``.
+    root
+        Of the shared covariance, ``(d, d)``.
+    """
+    z, centres = x @ root, mean @ root
+    rough = (z.square().sum(1, keepdim=True) - 2 * z @ centres.T + centres.square().sum(1)).clamp_min(0)
     if len(whitening) == 1:
-        z, centres = x @ whitening[0], mixture.mean @ whitening[0]
-        return (z.square().sum(1, keepdim=True) - 2 * z @ centres.T + centres.square().sum(1)).clamp_min(0)
-    n_components, d, _ = whitening.shape
-    joint = whitening.permute(1, 0, 2).reshape(d, -1)
-    offset = torch.einsum("ki,kij->kj", mixture.mean, whitening)
-    blocks = []
-    for block in x.split(_BLOCK):
-        z = (block @ joint).view(len(block), n_components, d) - offset
-        blocks.append(z.square().sum(-1))
-    return torch.cat(blocks)
+        return rough
+    is_near = None
+    if len(whitening) > 2 * _N_NEAREST:
+        nearest = rough.topk(_N_NEAREST, dim=1, largest=False).indices
+        is_near = torch.zeros_like(rough, dtype=torch.bool).scatter_(1, nearest, True)
+    distance2 = torch.full_like(rough, -1.0)
+    for k, factor in enumerate(whitening):
+        rows = slice(None) if is_near is None else is_near[:, k].nonzero().squeeze(1)
+        distance2[rows, k] = ((x[rows] - mean[k]) @ factor).square().sum(1)
+    if is_near is not None:
+        distance2 = torch.where(is_near, distance2, torch.maximum(rough, distance2.amax(1, keepdim=True)))
+    return distance2
 
 
-def _scatter(x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Weighted scatter matrix about ``mean``, ``(d, d)``, float64; rows of no weight are skipped."""
-    rows = (weight > 1e-4).nonzero().squeeze(1)
-    points, row_weight = x[rows], weight[rows]
-    return ((points.T * row_weight) @ points).double() - mass * torch.outer(mean, mean)
+def _moments(x: torch.Tensor, weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted means ``(K, d)`` and scatter about them ``(K, d, d)``, float64; rows of no weight are skipped."""
+    mass = weighted.sum(0).double() + 1e-8
+    mean = (weighted.T @ x).double() / mass[:, None]
+    scatter = []
+    for centre, weight in zip(mean.float(), weighted.T, strict=True):
+        rows = (weight > 1e-4).nonzero().squeeze(1)
+        # Centred first: a difference of squares in single precision can have a negative eigenvalue.
+        points = x[rows] - centre
+        scatter.append(((points.T * weight[rows]) @ points).double())
+    return mean, torch.stack(scatter)
 
 
-def _inverse_root(covariance: torch.Tensor) -> torch.Tensor:
-    """``w`` with ``w.T @ covariance @ w`` the identity, ``(d, d)``."""
+def _ridge(x: torch.Tensor) -> torch.Tensor:
+    """What is added to every covariance of points ``x``, ``(d, d)``, float64."""
+    # The second part is for data that do not vary at all, such as a single gene's share of itself.
+    return (1e-5 * x.double().square().mean() + 1e-8) * torch.eye(x.shape[1], dtype=torch.float64)
+
+
+def _without(log_p: torch.Tensor, gone: int) -> torch.Tensor:
+    """Posterior ``(n, K)`` if component ``gone`` did not exist."""
+    return torch.softmax(log_p.index_fill(1, torch.tensor([gone]), -math.inf), dim=1)
+
+
+def _removal_loss(log_p: torch.Tensor) -> torch.Tensor:
+    """What the mean log-likelihood loses when a component is taken away and the others stay as they are, ``(K,)``."""
+    posterior = torch.softmax(log_p, dim=1).double()
+    return -torch.log1p(-posterior.clamp(max=1 - 1e-12)).mean(0).float()
+
+
+def inverse_root(covariance: torch.Tensor) -> torch.Tensor:
+    """``w`` with ``w.T @ covariance @ w`` the identity, ``(..., d, d)``."""
     factor = torch.linalg.cholesky(covariance)
-    eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, eye, upper=False).T
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT.contiguous()

@@ -1,11 +1,14 @@
 """Where the arms start: one labelling on which several views of the data agree.
 
 A view is the cells in a few leading principal components of their standardised log values; views differ in how genes
-are standardised and in how many components they keep. In each,
-:class:`~cplmixvi.train._mixture.SharedCovarianceMixture` finds types. No view is right alone: the likeliest mixture in
-one number of dimensions may follow a handful of genes that another number ignores. Views exchange what they found and
-their aligned posteriors are averaged. All of it is a function of a cell's values, so that it can be evaluated on the
-device for any minibatch.
+are standardised and in how many components they keep. No view is right alone: the likeliest mixture in one number of
+dimensions may follow a handful of genes that another number ignores. So
+:class:`~cplmixvi.train._mixture.SharedCovarianceMixture` is fitted to several at once.
+
+That answer is over-confident: it says how certain a cell is, given the categories, and not whether other cells would
+have led to the same categories. So a committee is fitted as well: each member sees a part of the cells and views of its
+own, starts anew, and votes. The guide is the mean of the answer and of its committee. All of it is a function of a
+cell's values, so that it can be evaluated on the device for any minibatch.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from torch import nn
 
-from ._mixture import Mixture, SharedCovarianceMixture
+from ._mixture import Fit, Mixture, SharedCovarianceMixture, mahalanobis2
 
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
 CLIP = 10.0
 DIMENSIONS = (10, 15, 20, 25)
 #: How much of the usual standard deviation, rather than its own, a gene is divided by; one entry per arm, in turn.
 SCALINGS = (0.5, 0.0, 1.0)
+#: Members of the committee for every projection of the answer, share of the cells that each sees, and at most so many.
+MEMBERS = 3
+MEMBER_SHARE = 0.8
+MEMBER_CELLS = 4_000
 
 
 class Projection(nn.Module):
@@ -33,7 +40,8 @@ class Projection(nn.Module):
 
     The scale :math:`s = s_\text{own}^{1-\gamma} s_\text{usual}^\gamma` mixes each gene's own standard deviation with
     the one that is usual at its mean. Dividing by the gene's own gives noise as much say as markers; dividing by the
-    usual one lets the few most variable genes decide. Neither is better on all data. :math:`m` is each batch's mean.
+    usual one lets the few most variable genes decide. Neither is better on all data. :math:`m` is each batch's mean,
+    or that of all cells for a batch that was not among them.
 
     Parameters
     ----------
@@ -49,15 +57,24 @@ class Projection(nn.Module):
         Of the randomised decomposition.
     """
 
-    def __init__(self, x: torch.Tensor, batch: torch.Tensor, n_components: int, scaling: float, seed: int):
+    def __init__(
+        self,
+        x: torch.Tensor,
+        batch: torch.Tensor,
+        n_components: int,
+        scaling: float,
+        seed: int,
+    ):
         super().__init__()
-        self.register_buffer("mean", _batch_means(x, batch))
+        # The last row has no cells, so it is the mean of all: for batches that these cells do not reach.
+        self.register_buffer("mean", _batch_means(x, batch, int(batch.max()) + 2))
         self.register_buffer("scale", _scale(x, scaling))
         pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(self._standardise(x, batch).numpy())
         self.register_buffer("axes", torch.from_numpy(np.ascontiguousarray(pca.components_.T, dtype=np.float32)))
 
     def _standardise(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        return ((x - self.mean[batch]) / self.scale).clamp_(-CLIP, CLIP)
+        mean = self.mean[batch.clamp_max(len(self.mean) - 1)]
+        return ((x - mean) / self.scale).clamp_(-CLIP, CLIP)
 
     def forward(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Coordinates ``(n_cells, n_components)`` of log values ``(n_cells, n_genes)`` of batches ``(n_cells,)``."""
@@ -65,58 +82,86 @@ class Projection(nn.Module):
 
 
 class View(nn.Module):
-    """Posterior of one mixture on the leading coordinates of one projection.
+    """Log-density of one mixture's components on the leading coordinates of a projection, up to a constant.
 
     Parameters
     ----------
     mixture
-        Fitted mixture, with covariances of its own for every component.
+        Fitted mixture.
     dof
         Its degrees of freedom.
     """
 
     def __init__(self, mixture: Mixture, dof: float):
         super().__init__()
-        whitening, log_det = mixture.whitening()
-        self.dof, self.dimension = dof, whitening.shape[1]
-        self.register_buffer("whitening", whitening.float().permute(1, 0, 2).reshape(self.dimension, -1))
-        self.register_buffer("offset", torch.einsum("ki,kij->kj", mixture.mean.double(), whitening).float())
-        self.register_buffer("log_weight", mixture.weight.log() - 0.5 * log_det.float())
+        whitening, root, log_det = mixture.whitening()
+        self.dof, self.dimension = dof, mixture.mean.shape[1]
+        for name, value in (("mean", mixture.mean), ("whitening", whitening), ("root", root), ("log_det", log_det)):
+            self.register_buffer(name, value)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Probabilities ``(n_cells, K)`` at coordinates ``z`` ``(n_cells, at least self.dimension)``."""
-        d = self.dimension
-        distance2 = ((z[:, :d] @ self.whitening).view(len(z), *self.offset.shape) - self.offset).square().sum(-1)
-        return torch.softmax(self.log_weight - 0.5 * (self.dof + d) * torch.log1p(distance2 / self.dof), dim=-1)
+        """``(n_cells, K)`` at coordinates ``z`` ``(n_cells, at least self.dimension)``."""
+        distance2 = mahalanobis2(z[:, : self.dimension], self.mean, self.whitening, self.root)
+        return -0.5 * (self.dof + self.dimension) * torch.log1p(distance2 / self.dof) - 0.5 * self.log_det
 
 
-class ViewConsensus(nn.Module):
-    r"""Average of the views' posteriors, :math:`R(c\mid x) = V^{-1}\sum_v p_v(c\mid z_v(x))`.
+class Opinion(nn.Module):
+    r"""Posterior of one fit to several views, :math:`p(c\mid x)\propto\pi_c\prod_v t_v(z_v(x)\mid c)^{1/V}`.
 
     Parameters
     ----------
     projections
-        The projections.
-    views
-        Pairs of a projection's index and a view whose categories are aligned with the others'.
+        The projections that the views are coordinates of.
+    source
+        Index of each view's projection.
+    fit
+        Fitted mixtures, one per view.
+    dof
+        Degrees of freedom.
     """
 
-    def __init__(self, projections: Sequence[Projection], views: Sequence[tuple[int, View]]):
+    def __init__(self, projections: Sequence[Projection], source: Sequence[int], fit: Fit, dof: float):
         super().__init__()
-        self.projections = nn.ModuleList(projections)
-        self.views = nn.ModuleList(view for _, view in views)
-        self.source = [index for index, _ in views]
+        self.projections, self.source = nn.ModuleList(projections), list(source)
+        self.views = nn.ModuleList(View(mixture, dof) for mixture in fit.mixtures)
+        self.register_buffer("log_weight", fit.weight.log())
+        #: Position of the fit's category that is each category here.
+        self.register_buffer("order", torch.arange(len(fit.weight)))
+
+    def forward(self, log_values: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Probabilities ``(n_cells, K)``."""
+        coordinates = [projection(log_values, batch) for projection in self.projections]
+        log_t = [view(coordinates[index]) for index, view in zip(self.source, self.views, strict=True)]
+        return torch.softmax(self.log_weight + torch.stack(log_t).mean(0), dim=-1)[:, self.order]
+
+
+class ViewConsensus(nn.Module):
+    r"""Mean of an answer and its committee.
+
+    .. math:: R(c\mid x) = \tfrac12 p_0(c\mid x) + \tfrac1{2M}\sum_{m=1}^M p_m(c\mid x)
+
+    Parameters
+    ----------
+    answer
+        Fit to all cells.
+    committee
+        Fits to parts of the cells, their categories in the order of the answer's.
+    """
+
+    def __init__(self, answer: Opinion, committee: Sequence[Opinion]):
+        super().__init__()
+        self.answer, self.committee = answer, nn.ModuleList(committee)
 
     @torch.no_grad()
-    def by_view(self, log_values: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
-        """Posterior of every view, ``(n_views, n_cells, K)``, for log values ``(n_cells, n_genes)``."""
-        batch = _no_batch(log_values) if batch is None else batch
-        coordinates = [projection(log_values, batch) for projection in self.projections]
-        return torch.stack([view(coordinates[i]) for i, view in zip(self.source, self.views, strict=True)])
+    def opinions(self, log_values: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
+        """Posterior of the answer, then of every member, ``(1 + M, n_cells, K)``."""
+        batch = no_batch(log_values) if batch is None else batch
+        return torch.stack([opinion(log_values, batch) for opinion in (self.answer, *self.committee)])
 
     def forward(self, log_values: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
-        """Average of the views' posteriors, ``(n_cells, K)``."""
-        return self.by_view(log_values, batch).mean(0)
+        """``R``, ``(n_cells, K)``, for log values ``(n_cells, n_genes)``."""
+        opinions = self.opinions(log_values, batch)
+        return 0.5 * opinions[0] + 0.5 * opinions[1:].mean(0)
 
 
 def fit_views(
@@ -124,6 +169,7 @@ def fit_views(
     n_categories: int,
     *,
     batch: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
     scalings: Sequence[float] = SCALINGS[:2],
     dimensions: Sequence[int] = DIMENSIONS,
     seed: int = 0,
@@ -139,8 +185,10 @@ def fit_views(
         ``K``.
     batch
         Batch codes, ``(n_cells,)``; one batch if `None`.
+    known
+        Category of the cells that have a label and -1 for the others, ``(n_cells,)``; categories of labels come first.
     scalings
-        One projection each, see :class:`Projection`.
+        One projection of the answer each, see :class:`Projection`.
     dimensions
         Views per projection, by their number of coordinates.
     seed
@@ -153,29 +201,96 @@ def fit_views(
     ViewConsensus
     """
     x = torch.as_tensor(log_values, dtype=torch.float32)
-    batch = _no_batch(x) if batch is None else batch
-    limit = max(1, min(len(x) // 8, x.shape[1] - 1))
-    dimensions = sorted({min(d, limit) for d in dimensions})
+    batch = no_batch(x) if batch is None else batch
+    committee = [
+        fit_member(x, n_categories, batch, index=index, seed=seed, dimensions=dimensions, **mixture_options)
+        for index in range(MEMBERS * len(scalings))
+    ]
+    votes = [member(x, batch) for member in committee]
+    dimensions = _possible(dimensions, len(x), x.shape[1])
     projections = [Projection(x, batch, max(dimensions), scaling, seed) for scaling in scalings]
-    generator = torch.Generator().manual_seed(seed)
-    fitter = SharedCovarianceMixture(n_categories, generator=generator, **mixture_options)
+    fitter = SharedCovarianceMixture(n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     source = [index for index in range(len(projections)) for _ in dimensions]
     points = [projection(x, batch)[:, :d] for projection in projections for d in dimensions]
-    own = [fitter.fit(z) for z in points]
-    # The views' own answers stay in the average: where they differ, the certainty of the exchanged ones is not earned.
-    mixtures = [*_exchange(fitter, points, own), *own]
-    posteriors = [fitter.posterior(z, mixture) for z, mixture in zip([*points, *points], mixtures, strict=True)]
-    views = [View(mixture, fitter.dof) for mixture in _aligned(mixtures, posteriors)]
-    return ViewConsensus(projections, list(zip([*source, *source], views, strict=True)))
+    fit = fitter.fit(points, starts=votes)
+    if known is not None and (known >= 0).any():
+        labelled = nn.functional.one_hot(known.clamp_min(0), n_categories) * (known >= 0)[:, None]
+        order = matched(labelled, fit.posterior)[0]
+        fit = fitter.maximise(points, fit.posterior[:, order], n_iterations=60, known=known)
+    for member, vote in zip(committee, votes, strict=True):
+        member.order = torch.from_numpy(matched(fit.posterior, vote)[0])
+    return ViewConsensus(Opinion(projections, source, fit, fitter.dof), committee)
 
 
-def _no_batch(x: torch.Tensor) -> torch.Tensor:
+def fit_member(
+    x: torch.Tensor,
+    n_categories: int,
+    batch: torch.Tensor,
+    *,
+    index: int,
+    seed: int,
+    dimensions: Sequence[int] = DIMENSIONS,
+    n_seen: int | None = None,
+    **mixture_options,
+) -> Opinion:
+    """Fit one member of a committee: some of the cells, one projection, every other number of coordinates.
+
+    Parameters
+    ----------
+    x
+        Log values, ``(n_cells, n_genes)``.
+    n_categories
+        ``K``.
+    batch
+        Batch codes, ``(n_cells,)``.
+    index, seed
+        Decide what the member sees.
+    dimensions, **mixture_options
+        See :func:`fit_views`.
+    n_seen
+        Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category.
+
+    Returns
+    -------
+    Opinion
+        Its categories have an order of their own.
+    """
+    generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
+    n = len(x)
+    if n_seen is None:
+        n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS, 40 * n_categories))
+    # Cells that are very few must all be seen: half of a type of five is not the type.
+    n_seen = min(n, max(n_seen, 20))
+    rows = torch.randperm(n, generator=generator)[:n_seen]
+    some = _possible(dimensions, n_seen, x.shape[1])
+    some = some[index % 2 :: 2] or some
+    projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)], seed % 2**31)
+    fitter = SharedCovarianceMixture(n_categories, generator=generator, **{"n_moves": 5, **mixture_options})
+    z = projection(x[rows], batch[rows])
+    fit = fitter.fit([z[:, :d] for d in some])
+    return Opinion([projection], [0] * len(some), fit, fitter.dof)
+
+
+def matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarray, float]:
+    """Order of ``posterior``'s categories that overlaps most with ``reference``'s, and the overlap in cells."""
+    shared = (reference.double().T @ posterior.double()).numpy()
+    rows, columns = linear_sum_assignment(-shared)
+    return columns, float(shared[rows, columns].sum())
+
+
+def _possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]:
+    """Numbers of coordinates that so many cells and genes can tell apart, ascending."""
+    limit = max(1, min(n_cells // 8, n_genes - 1))
+    return sorted({min(d, limit) for d in dimensions})
+
+
+def no_batch(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
 
-def _batch_means(x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+def _batch_means(x: torch.Tensor, batch: torch.Tensor, n_batches: int) -> torch.Tensor:
     """Mean of every batch ``(n_batches, n_genes)``; that of all cells where a batch has none here."""
-    members = torch.nn.functional.one_hot(batch).to(x.dtype)
+    members = torch.nn.functional.one_hot(batch, n_batches).to(x.dtype)
     size = members.sum(0)[:, None]
     return torch.where(size > 0, members.T @ x / size.clamp_min(1), x.mean(0))
 
@@ -188,42 +303,3 @@ def _scale(x: torch.Tensor, scaling: float) -> torch.Tensor:
     usual = np.empty_like(own)
     usual[order] = gaussian_filter1d(median_filter(own[order], width, mode="nearest"), width / 7)
     return torch.from_numpy(np.exp((1 - scaling) * own + scaling * usual)).float()
-
-
-def _exchange(
-    fitter: SharedCovarianceMixture, points: Sequence[torch.Tensor], mixtures: Sequence[Mixture]
-) -> list[Mixture]:
-    """Give every view what the others found as a start and keep what is likelier there.
-
-    A good optimum that one view's starts reached is out of reach of another's by chance only.
-    """
-    found = [fitter.posterior(z, mixture) for z, mixture in zip(points, mixtures, strict=True)]
-    improved = []
-    for index, (z, own) in enumerate(zip(points, mixtures, strict=True)):
-        offers = (fitter.refine(z, posterior) for other, posterior in enumerate(found) if other != index)
-        improved.append(max([own, *offers], key=lambda mixture: mixture.log_likelihood))
-    return improved
-
-
-def _aligned(mixtures: list[Mixture], posteriors: list[torch.Tensor]) -> list[Mixture]:
-    """Permute each view's categories to match the average of all, starting from the most typical view."""
-    posteriors = [posterior.double() for posterior in posteriors]
-    overlap = [[_matched(a, b)[1] for b in posteriors] for a in posteriors]
-    reference = posteriors[int(np.argmax(np.sum(overlap, axis=1)))]
-    for _ in range(10):
-        orders = [_matched(reference, posterior)[0] for posterior in posteriors]
-        average = torch.stack([p[:, order] for p, order in zip(posteriors, orders, strict=True)]).mean(0)
-        if torch.allclose(average, reference, atol=1e-6):
-            break
-        reference = average
-    return [
-        Mixture(m.mean[order], m.covariance[order], m.shared, m.weight[order], m.log_likelihood)
-        for m, order in zip(mixtures, orders, strict=True)
-    ]
-
-
-def _matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarray, float]:
-    """Order of ``posterior``'s categories that overlaps most with ``reference``'s, and the overlap in cells."""
-    shared = (reference.T @ posterior).numpy()
-    rows, columns = linear_sum_assignment(-shared)
-    return columns, float(shared[rows, columns].sum())
