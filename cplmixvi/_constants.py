@@ -15,6 +15,9 @@ COPIES_KEY = "copies"
 #: Entry of a minibatch with the starting posterior of the categories, shape ``(n_cells, n_categories)``.
 GUIDE_KEY = "guide"
 
+#: Entry of a minibatch without a guide with the cells' labels, -1 where there is none, shape ``(n_cells,)``.
+KNOWN_KEY = "known"
+
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 LOG_LIKELIHOODS = ("normal", "mse")
 LIKELIHOODS = (*COUNT_LIKELIHOODS, *LOG_LIKELIHOODS, "bernoulli")

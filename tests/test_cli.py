@@ -136,6 +136,23 @@ class TestAnnotate:
         assert status == 0
         assert "cplmixvi" in ad.read_h5ad(cells).obs
 
+    def test_labels_of_some_cells_name_categories(self, cells, tmp_path):
+        adata = ad.read_h5ad(cells)
+        adata.obs["some"] = ["B cell", "T cell", "?", None] * 15
+        adata.write_h5ad(cells)
+        out = tmp_path / "out.h5ad"
+        options = ["--labels-key", "some", "--unlabeled-category", "?", "--model-dir", tmp_path / "model", "--quiet"]
+        status, line, err = call("annotate", cells, out, *FAST, *options)
+        assert (status, err) == (0, "")
+        after = ad.read_h5ad(out)
+        assert json.loads(line)["categories_used"] == len(after.uns["cplmixvi"]["categories"])
+        model = cplmixvi.CplMixVI.load(tmp_path / "model", adata=False)
+        assert list(model.category_names) == ["B cell", "T cell", "2"]
+        found = set(after.obs["cplmixvi"].astype(str))
+        assert found & {"B cell", "T cell"}
+        assert found <= set(model.category_names)
+        assert after.obs["some"].astype(object).equals(ad.read_h5ad(cells).obs["some"].astype(object))
+
     def test_log_values_with_a_normal_likelihood(self, cells, tmp_path):
         options = ["--layer", "log", "--likelihood", "normal", "--n-categories", "auto", "--max-epochs", "1", "--quiet"]
         assert call("annotate", cells, tmp_path / "out.h5ad", *options)[0] == 0
@@ -144,6 +161,11 @@ class TestAnnotate:
 BAD_OPTIONS = {
     "no such layer": (["--layer", "spliced"], "--layer 'spliced' is not in IN; layers there: counts, log"),
     "no such batch": (["--batch-key", "plate"], "columns there: donor"),
+    "no such labels": (["--labels-key", "type"], "--labels-key 'type' is not a column of obs; columns there: donor"),
+    "more labels than categories": (
+        ["--labels-key", "donor", "--n-categories", "1"],
+        "--n-categories 1 given for 2 labels ('a', 'b')",
+    ),
     "no such likelihood": (["--likelihood", "gauss"], "gauss"),
     "no such augmenter": (["--augment", "blur"], "'blur'"),
     "no such accelerator": (["--accelerator", "abacus"], "use one of auto, cpu"),
@@ -250,6 +272,13 @@ class TestBadInput:
         adata.write_h5ad(cells)
         assert_refused(call("annotate", cells, cells.with_name("out.h5ad")), expected)
 
+    def test_label_that_is_called_unassigned(self, cells):
+        adata = make_cells()
+        adata.obs["some"] = ["B cell", "unassigned"] * 30
+        adata.write_h5ad(cells)
+        outcome = call("annotate", cells, cells.with_name("out.h5ad"), "--labels-key", "some")
+        assert_refused(outcome, "--unlabeled-category 'unassigned'")
+
     def test_cell_that_is_empty_in_the_selected_genes_only(self, cells):
         adata = make_cells()
         dense = adata.X.toarray()
@@ -342,6 +371,8 @@ def test_help_names_every_option_of_the_interface():
         "--key-added",
         "--overwrite",
         "--threads",
+        "--labels-key",
+        "--unlabeled-category",
         "--min-confidence",
     ):
         assert option in out

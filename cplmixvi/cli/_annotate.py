@@ -34,6 +34,8 @@ class Options:
     n_state: int = 2
     n_arms: int = 2
     batch_key: str | None = None
+    labels_key: str | None = None
+    unlabeled_category: str = "unknown"
     likelihood: str = "nb"
     augment: str = "auto"
     hvg: int = 2000
@@ -118,7 +120,15 @@ def _prepare(options: Options, reporter: Reporter) -> tuple[AnnData, CplMixVI]:
     _check_destination(adata, options)
     scvi.settings.seed = options.seed
     fitted = select(adata, options.hvg, layer=options.layer, likelihood=options.likelihood, batch_key=options.batch_key)
-    CplMixVI.setup_anndata(fitted, layer=options.layer, batch_key=options.batch_key)
+    if options.labels_key is not None:
+        fitted.obs[options.labels_key] = adata.obs[options.labels_key]
+    CplMixVI.setup_anndata(
+        fitted,
+        layer=options.layer,
+        batch_key=options.batch_key,
+        labels_key=options.labels_key,
+        unlabeled_category=options.unlabeled_category,
+    )
     model = CplMixVI(
         fitted,
         n_categories=options.n_categories,
@@ -152,11 +162,12 @@ def _check_names(adata: AnnData, options: Options) -> None:
         )
     if options.layer is None and adata.X is None:
         raise InputError(f"IN has no X; layers there: {', '.join(adata.layers) or 'none'}; name one with --layer.")
-    if options.batch_key is not None and options.batch_key not in adata.obs:
-        raise InputError(
-            f"--batch-key {options.batch_key!r} is not a column of obs; columns there: "
-            f"{', '.join(map(str, adata.obs.columns[:12])) or 'none'}; name one of these."
-        )
+    for option, column in (("--batch-key", options.batch_key), ("--labels-key", options.labels_key)):
+        if column is not None and column not in adata.obs:
+            raise InputError(
+                f"{option} {column!r} is not a column of obs; columns there: "
+                f"{', '.join(map(str, adata.obs.columns[:12])) or 'none'}; name one of these."
+            )
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()][0]
         raise InputError(

@@ -22,7 +22,10 @@ _EXIT_INTERRUPTED = 130
 
 # typer brings its own copy of click since 0.16 and depends on click before; its errors have this base in both.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-_FLAGS = re.compile(r"\b(n_categories|n_state|n_arms|batch_key|key_added|likelihood|layer|augment|max_epochs)=")
+_FLAGS = re.compile(
+    r"\b(n_categories|n_state|n_arms|batch_key|labels_key|unlabeled_category|key_added|likelihood|layer|augment|"
+    r"max_epochs)="
+)
 
 app = typer.Typer(name=PROGRAM, add_completion=False, help="Cell types and their states from coupled mixture VAEs.")
 
@@ -104,6 +107,12 @@ def annotate(
     n_state: Annotated[int, typer.Option(min=1, help="Dimensions of the state.")] = 2,
     n_arms: Annotated[int, typer.Option(min=1, help="Coupled arms; two or more give a consensus.")] = 2,
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
+    labels_key: Annotated[
+        str | None, typer.Option(help="Column of obs with the types of some cells, to guide and name categories.")
+    ] = None,
+    unlabeled_category: Annotated[
+        str, typer.Option(help="What cells without a label are called there; missing values are none either.")
+    ] = "unknown",
     likelihood: Annotated[
         str, typer.Option(help="nb, zinb or poisson for counts; normal or mse for log values; bernoulli for 0 to 1.")
     ] = "nb",
@@ -144,6 +153,8 @@ def annotate(
             n_state=n_state,
             n_arms=n_arms,
             batch_key=batch_key,
+            labels_key=labels_key,
+            unlabeled_category=unlabeled_category,
             likelihood=likelihood,
             augment=augment,
             hvg=hvg,

@@ -8,6 +8,8 @@ import numpy as np
 
 from cplmixvi import metrics
 
+from ._labels import category_names
+
 
 @dataclass(frozen=True)
 class Consensus:
@@ -46,7 +48,9 @@ class Consensus:
         return float(np.mean(self.by_cell))
 
     @classmethod
-    def from_labels(cls, labels: np.ndarray, final: np.ndarray, n_categories: int) -> Consensus:
+    def from_labels(
+        cls, labels: np.ndarray, final: np.ndarray, n_categories: int, names: np.ndarray | None = None
+    ) -> Consensus:
         """Compute every view of the agreement.
 
         Parameters
@@ -57,6 +61,8 @@ class Consensus:
             Integer labels of the averaged posterior, shape ``(n_cells,)``.
         n_categories
             ``K``.
+        names
+            Of the categories, ``(K,)``; their index if `None`.
         """
         n_arms = labels.shape[1]
         # One arm has nobody to agree with: its agreement is unknown rather than perfect.
@@ -70,7 +76,7 @@ class Consensus:
         if pairs:
             by_cell = np.mean([labels[:, a] == labels[:, b] for a, b in pairs], axis=0, dtype=np.float32)
         return cls(
-            categories=category_names(n_categories),
+            categories=category_names(n_categories) if names is None else names,
             counts=np.bincount(final, minlength=n_categories),
             matrix=matrix,
             by_category=np.where(used, np.diag(matrix), np.nan),
@@ -78,8 +84,3 @@ class Consensus:
             by_cell=by_cell,
             labels=labels,
         )
-
-
-def category_names(n_categories: int) -> np.ndarray:
-    """Names of the categories: their index in the model as a string."""
-    return np.array([str(k) for k in range(n_categories)], dtype=object)

@@ -27,6 +27,7 @@ from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, defau
 
 from ._genes import align_genes
 from ._getters import GettersMixin
+from ._labels import LabelsField, registered_labels
 
 #: Cells that the check at the end of training looks at.
 _REPORT_CELLS = 5_000
@@ -40,8 +41,8 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
     adata
         Cells that :meth:`setup_anndata` was called on.
     n_categories
-        Number of types ``K``. `None` or ``"auto"`` starts from :func:`default_n_categories`; categories that no
-        cell chooses are reported as unused.
+        Number of types ``K``, at least the number of labels. `None` or ``"auto"`` starts from
+        :func:`default_n_categories`; categories that no cell chooses are reported as unused.
     n_state
         Number of state dimensions ``S``.
     n_arms
@@ -93,11 +94,11 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         pp.check_likelihood(likelihood)
         n_obs = self.summary_stats.n_cells
         if n_categories is None or n_categories == "auto":
-            self.n_categories = default_n_categories(n_obs)
+            self.n_categories = max(default_n_categories(n_obs), self.n_labels)
         else:
             self.n_categories = n_categories
         if adata is not None:
-            pp.check_n_categories(self.n_categories, n_obs)
+            pp.check_n_categories(self.n_categories, n_obs, self.label_names)
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             layer = self.registry_["setup_args"].get("layer")
             pp.check_values(
@@ -116,6 +117,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             n_batch=self.summary_stats.n_batch,
             n_cats_per_cov=tuple(categorical.get("n_cats_per_key", ())),
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+            n_labels=self.n_labels,
             likelihood=likelihood,
             augmenter=resolve(augment, likelihood),
             **module_kwargs,
@@ -137,6 +139,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         categorical_covariate_keys: list[str] | None = None,
         continuous_covariate_keys: list[str] | None = None,
         size_factor_key: str | None = None,
+        unlabeled_category: str = "unknown",
         **kwargs,
     ) -> None:
         """%(summary)s.
@@ -146,15 +149,25 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         %(param_adata)s
         %(param_layer)s
         %(param_batch_key)s
-        %(param_labels_key)s
+        labels_key
+            Column of ``obs`` with the types of some cells, or of all; never needed. Labels guide the categories: each
+            is a category of its own, with the label's name, and the others are left to types without labels. Leave it
+            out if labels are for scoring only. New cells that a trained model is given need no labels.
         %(param_cat_cov_keys)s
         %(param_cont_cov_keys)s
         %(param_size_factor_key)s
+        unlabeled_category
+            What cells without a label are called in ``labels_key``; missing values are none either.
 
         Raises
         ------
         ValueError
-            If there are no cells or genes, or a layer or column does not exist.
+            If there are no cells or genes, a layer or column does not exist, or a label is called "unassigned".
+
+        Warns
+        -----
+        UserWarning
+            If there is a ``labels_key`` but no cell has a label.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         pp.check_setup(
@@ -164,7 +177,8 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
                 key
                 for key in (
                     batch_key,
-                    labels_key,
+                    # Cells that a trained model is transferred to need no labels.
+                    labels_key if kwargs.get("source_registry") is None else None,
                     size_factor_key,
                     *(categorical_covariate_keys or ()),
                     *(continuous_covariate_keys or ()),
@@ -176,13 +190,19 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             # Whether the values are counts depends on the likelihood, so the check waits for __init__.
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            LabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key, unlabeled_category),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
+        if labels_key is not None and not registered_labels(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY)):
+            warnings.warn(
+                f"No cell has a label: obs[{labels_key!r}] is {unlabeled_category!r} or missing everywhere.",
+                UserWarning,
+                stacklevel=2,
+            )
         cls.register_manager(manager)
 
     def train(
@@ -213,7 +233,8 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         warm_start
             Start the arms from the categories on which several views of the data agree, and keep them near these.
             By default when the model is trained for the first time. `False`, together with
-            ``CplMixVI(..., distance="perturbed", epsilon=None)``, gives the paper's objective alone.
+            ``CplMixVI(..., distance="perturbed", epsilon=None)``, gives the paper's objective alone. Labels guide the
+            arms either way: without a start, the cells that have one add its cross-entropy to the objective.
         plan_kwargs
             Of :class:`cplmixvi.train.CplMixPlan`.
         **kwargs

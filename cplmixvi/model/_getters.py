@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
-from ._consensus import Consensus, category_names
+from ._consensus import Consensus
+from ._labels import category_names, registered_labels
 from ._report import Report
 
 
@@ -38,6 +40,21 @@ class GettersMixin:
     """Getters that no scvi-tools mixin has."""
 
     module: BaseModuleClass
+
+    @property
+    def label_names(self) -> list[str]:
+        """Labels that some cell has, each of them a category; none without ``labels_key``."""
+        return registered_labels(self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"])
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels, the least number of categories; 0 without ``labels_key``."""
+        return len(self.label_names)
+
+    @property
+    def category_names(self) -> np.ndarray:
+        """Names of the categories, ``(K,)``: the labels first, then the index in the model of each other one."""
+        return category_names(self.n_categories, self.label_names)
 
     @torch.inference_mode()
     def get_posterior(
@@ -92,7 +109,7 @@ class GettersMixin:
             ``(n_cells, K)`` with cells as index and categories as columns.
         """
         posterior = self.get_posterior(adata, indices, batch_size)
-        names = category_names(self.n_categories)
+        names = self.category_names
         if not soft:
             return names[posterior.proba.argmax(1)]
         obs_names = (self.adata if adata is None else adata).obs_names
@@ -147,7 +164,8 @@ class GettersMixin:
         Consensus
         """
         posterior = self.get_posterior(adata, indices, batch_size)
-        return Consensus.from_labels(posterior.labels, posterior.proba.argmax(1), self.n_categories)
+        final = posterior.proba.argmax(1)
+        return Consensus.from_labels(posterior.labels, final, self.n_categories, self.category_names)
 
     def report(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -165,4 +183,4 @@ class GettersMixin:
             Prints as sentences; ``sound`` and ``problems`` are for programs.
         """
         posterior = self.get_posterior(adata, indices, batch_size)
-        return Report.from_posterior(posterior.proba, posterior.labels)
+        return Report.from_posterior(posterior.proba, posterior.labels, self.category_names)

@@ -62,7 +62,7 @@ class Report:
         return "\n".join(lines)
 
     @classmethod
-    def from_posterior(cls, proba: np.ndarray, labels: np.ndarray) -> Report:
+    def from_posterior(cls, proba: np.ndarray, labels: np.ndarray, names: np.ndarray | None = None) -> Report:
         """Judge a posterior.
 
         Parameters
@@ -71,6 +71,8 @@ class Report:
             Averaged posterior, ``(n_cells, K)``.
         labels
             Labels of the arms, ``(n_cells, n_arms)``.
+        names
+            Of the categories, ``(K,)``; their index if `None`.
         """
         n_categories = proba.shape[1]
         final = proba.argmax(1)
@@ -78,7 +80,7 @@ class Report:
         entropy = float(-(proba * np.log(proba + 1e-12)).sum(1).mean()) / max(math.log(n_categories), 1e-12)
         weakest, agreement = None, math.nan
         if labels.shape[1] > 1:
-            consensus = Consensus.from_labels(labels, final, n_categories)
+            consensus = Consensus.from_labels(labels, final, n_categories, names)
             agreement = consensus.mean
             of_used = np.nan_to_num(consensus.by_category[used])
             worst = int(of_used.argmin())

@@ -10,14 +10,14 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import Distribution, Normal
 
-from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY
+from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY, KNOWN_KEY
 from cplmixvi.augment import Augmenter, Identity
 
 from ._arm import Arm, ArmOutput, Covariates
 from ._coupling import Coupling
 from ._dual import DualWeight
 from ._likelihoods import likelihood_class
-from ._losses import coupled_objective, guide_divergence, kl_normal, negative_entropy
+from ._losses import coupled_objective, guide_divergence, kl_normal, label_divergence, negative_entropy
 
 
 class CplMixVAE(BaseModuleClass):
@@ -55,6 +55,8 @@ class CplMixVAE(BaseModuleClass):
     guide_epsilon
         Tolerated divergence of the arms from a guide (where the minibatch has one), as a share of what the guide says
         of a cell beyond the categories' frequencies; the guide's weight is found by dual ascent. `None` keeps it at 10.
+    n_labels
+        The first so many categories are those of labels, which guide the training (where the minibatch has them).
 
     Notes
     -----
@@ -88,9 +90,11 @@ class CplMixVAE(BaseModuleClass):
         dual_rate: float = 0.05,
         variance_momentum: float = 0.1,
         guide_epsilon: float | None = 0.03,
+        n_labels: int = 0,
     ):
         super().__init__()
         self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
+        self.n_labels = n_labels
         self.on_counts = likelihood in COUNT_LIKELIHOODS
         self.temperature, self.hard, self.beta = temperature, hard, beta
         #: Set by the training plan: categories are drawn from the minibatch's guide while the arms learn to predict it.
@@ -310,6 +314,11 @@ class CplMixVAE(BaseModuleClass):
             self.guide_information.lerp_(information, len(tensors[GUIDE_KEY]) / (len(tensors[GUIDE_KEY]) + 1_000))
             metrics["guide_divergence"] = divergence.detach().mean() / self.guide_information.clamp_min(1e-3)
             metrics["guide_weight"] = self.guide_weight.value.clone()
+        elif KNOWN_KEY in tensors:
+            # The weight stays where it is: ratios of a few labelled cells are too noisy to steer it.
+            divergence = label_divergence(log_qc, tensors[KNOWN_KEY])
+            objective = objective + self.guide_weight.value * divergence.sum(0)
+            metrics["label_divergence"] = divergence.detach().mean()
         return LossOutput(
             loss=objective.mean(),
             reconstruction_loss=reconstruction.mean(0),

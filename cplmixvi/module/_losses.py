@@ -102,6 +102,25 @@ def guide_divergence(log_q: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Te
     return negentropy - (guide * log_q).sum(-1), information
 
 
+def label_divergence(log_q: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    r"""Divergence of the arms' categories from the labels that are known.
+
+    Parameters
+    ----------
+    log_q
+        :math:`\log q_a(c\mid x_a)`, shape ``(n_arms, n_cells, K)``.
+    known
+        Category of the cells that have a label and -1 for the others, shape ``(n_cells,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        :math:`-\log q_a(c = \text{label}\mid x_a)`, zero for cells without a label, nats, ``(n_arms, n_cells)``.
+    """
+    index = known.clamp_min(0).expand(len(log_q), -1)[..., None]
+    return torch.where(known >= 0, -log_q.gather(-1, index).squeeze(-1), 0.0)
+
+
 def coupled_objective(
     reconstruction: torch.Tensor,
     kl_state: torch.Tensor,

@@ -57,13 +57,19 @@ def check_likelihood(likelihood: str) -> None:
         )
 
 
-def check_n_categories(n_categories: int, n_obs: int) -> None:
-    """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells."""
+def check_n_categories(n_categories: int, n_obs: int, labels: Sequence[str] = ()) -> None:
+    """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells, and one per label."""
     whole = isinstance(n_categories, int | np.integer) and not isinstance(n_categories, bool)
     if not whole or not 1 <= n_categories <= n_obs:
         raise ValueError(
             f"n_categories={n_categories!r} given for {n_obs} cells, a whole number from 1 to {n_obs} is needed: lower "
             f"n_categories, or leave it out"
+        )
+    if n_categories < len(labels):
+        named = ", ".join(map(repr, labels[:_NAMED])) + (", ..." if len(labels) > _NAMED else "")
+        raise ValueError(
+            f"n_categories={n_categories!r} given for {len(labels)} labels ({named}), each of which is a category: at "
+            f"least {len(labels)} are needed: raise n_categories, or name what means no label as unlabeled_category"
         )
 
 

@@ -79,7 +79,7 @@ def annotate(
     keys = ResultKeys(key_added)
     posterior = model.get_posterior(adata, batch_size=batch_size)
     final = posterior.proba.argmax(1)
-    consensus = Consensus.from_labels(posterior.labels, final, model.n_categories)
+    consensus = Consensus.from_labels(posterior.labels, final, model.n_categories, model.category_names)
     used = np.unique(final)
     confidence = posterior.proba.max(1).astype(np.float32)
     # In the precision that is written, so that the column shows why a cell is unassigned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,7 @@ from scvi import REGISTRY_KEYS
 
 from cplmixvi.module import CplMixVAE
 
+from ._labels import LABEL_CELLS, rare
 from ._views import SCALINGS, ViewConsensus, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
@@ -27,26 +29,65 @@ def fit_guide(
     Parameters
     ----------
     module
-        The arms: their number, their categories and what their encoders read.
+        The arms: their number, their categories and labels, and what their encoders read.
     batches
         Minibatches of the training cells, in random order.
     max_cells
-        Stop reading here.
+        Stop reading here, but for cells of labels that were on few cells so far.
 
     Returns
     -------
     ViewConsensus
         In evaluation mode, on the CPU.
+
+    Warns
+    -----
+    UserWarning
+        If no training cell has one of the labels.
     """
-    values, codes, n_cells = [], [], 0
-    for tensors in batches:
-        values.append(module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].to(module.device).float()).cpu())
-        codes.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long().cpu())
-        n_cells += len(values[-1])
-        if n_cells >= max_cells:
-            break
+    values, codes, known = _read(module, batches, max_cells)
     scalings = [SCALINGS[arm % len(SCALINGS)] for arm in range(module.n_arms)]
     # Drawn from the global generator, so that scvi-tools' seed decides here too.
     seed = int(torch.randint(2**31 - 1, (1,)))
-    guide = fit_views(torch.cat(values), module.n_categories, batch=torch.cat(codes), scalings=scalings, seed=seed)
+    guide = fit_views(values, module.n_categories, batch=codes, known=known, scalings=scalings, seed=seed)
     return guide.eval()
+
+
+def known_categories(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """Categories of a minibatch's cells by their labels, -1 without one, ``(n_cells,)``; `None` if no cell has any."""
+    if module.n_labels == 0:
+        return None
+    codes = tensors[REGISTRY_KEYS.LABELS_KEY].view(-1).long()
+    return torch.where(codes < module.n_labels, codes, -1)
+
+
+def _read(
+    module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Log values ``(n, n_genes)``, batch codes and known categories ``(n,)`` of the cells to fit views to."""
+    values, codes, known, n_cells = [], [], [], 0
+    seen = torch.zeros(module.n_labels, dtype=torch.long)
+    for tensors in batches:
+        labels = known_categories(module, tensors)
+        rows = slice(None)
+        if n_cells >= max_cells:
+            # Only labels that are still on few cells are worth reading on.
+            if (seen >= LABEL_CELLS).all():
+                break
+            rows = rare(labels.cpu(), seen).to(labels.device)
+        x = tensors[REGISTRY_KEYS.X_KEY][rows].to(module.device).float()
+        values.append(module.encoder_input(x).cpu())
+        codes.append(tensors[REGISTRY_KEYS.BATCH_KEY][rows].view(-1).long().cpu())
+        n_cells += len(values[-1])
+        if labels is not None:
+            known.append(labels[rows].cpu())
+            seen += torch.bincount(known[-1][known[-1] >= 0], minlength=module.n_labels)
+    missing = (seen == 0).nonzero().view(-1).tolist()
+    if missing:
+        warnings.warn(
+            f"{len(missing)} of {module.n_labels} labels are on no cell that is trained on, so that their categories "
+            "may be of any cells: train on all cells (train_size=1).",
+            UserWarning,
+            stacklevel=2,
+        )
+    return torch.cat(values), torch.cat(codes), torch.cat(known) if known else None

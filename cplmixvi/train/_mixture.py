@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ._labels import certain, importance, labelled, some_rows
+
 #: Points per component that a search looks at, so that rare types are among them.
 _POINTS_PER_COMPONENT = 60
 #: Pairs that a round of moves tries before it gives up.
@@ -124,7 +126,12 @@ class SharedCovarianceMixture:
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(self, views: Sequence[torch.Tensor], starts: Sequence[torch.Tensor] | None = None) -> Fit:
+    def fit(
+        self,
+        views: Sequence[torch.Tensor],
+        starts: Sequence[torch.Tensor] | None = None,
+        known: torch.Tensor | None = None,
+    ) -> Fit:
         """Likeliest mixture found.
 
         Parameters
@@ -133,6 +140,8 @@ class SharedCovarianceMixture:
             Points in every view, each ``(n, d)``.
         starts
             Posteriors ``(n, K)`` to start from; searched for if `None`.
+        known
+            Component of the points where that is known and -1 elsewhere, ``(n,)``.
 
         Returns
         -------
@@ -142,14 +151,15 @@ class SharedCovarianceMixture:
         n_search = max(self.n_search, _POINTS_PER_COMPONENT * self.n_components)
         rows = slice(None)
         if n > 1.3 * n_search:
-            rows = torch.randperm(n, generator=self.generator)[:n_search]
-        some = [view[rows] for view in views]
-        begun = self._starts(some) if starts is None else [start[rows] for start in starts]
+            rows = some_rows(n, n_search, known, generator=self.generator)
+        some, of_some = [view[rows] for view in views], None if known is None else known[rows]
+        begun = self._starts(some, of_some) if starts is None else [start[rows] for start in starts]
         best = max(
-            (self.maximise(some, start, n_iterations=30) for start in begun), key=lambda found: found.log_likelihood
+            (self.maximise(some, start, n_iterations=30, known=of_some) for start in begun),
+            key=lambda found: found.log_likelihood,
         )
-        best = self._move(some, best)
-        return self.maximise(views, self.posterior(views, best), n_iterations=30)
+        best = self._move(some, best, of_some)
+        return self.maximise(views, self.posterior(views, best), n_iterations=30, known=known)
 
     def posterior(self, views: Sequence[torch.Tensor], fit: Fit) -> torch.Tensor:
         """Probability of every component at points ``views``, ``(n, K)``."""
@@ -184,25 +194,30 @@ class SharedCovarianceMixture:
         precision = [torch.ones_like(posterior)] * len(views)
         shared: list[torch.Tensor | None] = [None] * len(views)
         previous = -math.inf
-        posterior = _clamp(posterior, known)
+        posterior, counts = labelled(posterior, known), importance(known, self.n_components)
         for iteration in range(n_iterations):
             updates = [
-                self._update(x, posterior, p, s, shrinkage) for x, p, s in zip(views, precision, shared, strict=True)
+                self._update(x, posterior if counts is None else posterior * counts[:, None], p, s, shrinkage)
+                for x, p, s in zip(views, precision, shared, strict=True)
             ]
             mixtures = tuple(mixture for mixture, _ in updates)
             shared = [mixture.shared for mixture in mixtures]
             weight = posterior.sum(0) + 1e-8
             weight = weight / weight.sum()
             log_p, precision = self._log_joint(views, mixtures, weight)
+            # The likelihood counts labels too, so that a search prefers fits that explain them.
+            log_p = certain(log_p, known)
             total = log_p.logsumexp(1, keepdim=True)
-            posterior = _clamp(torch.exp(log_p - total), known)
-            log_likelihood = float(total.double().mean()) + sum(penalty for _, penalty in updates) / len(views)
+            posterior = torch.exp(log_p - total)
+            log_likelihood = float((total if counts is None else total * counts[:, None]).double().mean()) + sum(
+                penalty for _, penalty in updates
+            ) / len(views)
             if iteration > 3 and log_likelihood - previous < tolerance:
                 break
             previous = log_likelihood
         return Fit(mixtures, weight, posterior, log_likelihood)
 
-    def _starts(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _starts(self, views: Sequence[torch.Tensor], known: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Posteriors of the two likeliest fits with one covariance, each found in one view."""
         found = []
         for index in range(self.n_starts):
@@ -211,8 +226,8 @@ class SharedCovarianceMixture:
             start = None
             # The second time seeds are spread in the metric in which the first fit's types are round.
             for _ in range(2):
-                seeded = self._seeded(x @ inverse_root(covariance).float())
-                fit = self.maximise([x], seeded, n_iterations=60, shrinkage=math.inf)
+                seeded = self._seeded(x @ inverse_root(covariance).float(), known)
+                fit = self.maximise([x], seeded, n_iterations=60, shrinkage=math.inf, known=known)
                 covariance = fit.mixtures[0].shared
                 if start is None or fit.log_likelihood > start.log_likelihood:
                     start = fit
@@ -278,19 +293,22 @@ class SharedCovarianceMixture:
             precision.append((self.dof + d) / (self.dof + distance2))
         return log_p, precision
 
-    def _move(self, views: Sequence[torch.Tensor], fit: Fit) -> Fit:
+    def _move(self, views: Sequence[torch.Tensor], fit: Fit, known: torch.Tensor | None = None) -> Fit:
         """Take a component away and cut another in two while that makes the fit likelier.
 
         What a cut would gain is found by expectation maximisation on the component's own points, what taking away would
-        lose by giving its points to the others. The most promising pairs are tried on all points.
+        lose by giving its points to the others. The most promising pairs are tried on all points. Components that are
+        known for some point stay, and of their halves that with most of these points keeps their name.
         """
         budget, tried = self.n_moves if self.n_components > 1 else 0, set()
         while budget > 0:
-            log_p = self._log_joint(views, fit.mixtures, fit.weight)[0]
+            log_p = certain(self._log_joint(views, fit.mixtures, fit.weight)[0], known)
             loss = _removal_loss(log_p)
             cuts = [self._cut(views, fit, log_p, k) for k in range(self.n_components)]
             score = torch.tensor([gain for gain, _, _ in cuts])[:, None] - loss[None]
             score.fill_diagonal_(-math.inf)
+            if known is not None:
+                score[:, known[known >= 0]] = -math.inf
             improved = False
             for pair in score.flatten().argsort(descending=True)[:_TRIES].tolist():
                 cut, gone = divmod(pair, self.n_components)
@@ -299,11 +317,12 @@ class SharedCovarianceMixture:
                     continue
                 budget -= 1
                 _, rows, halves = cuts[cut]
+                halves = halves if known is None else _named_first(halves, known[rows] == cut)
                 posterior = _without(log_p, gone)
                 share = posterior[rows, cut]
                 posterior[rows, gone] = share * halves[:, 1]
                 posterior[rows, cut] = share * halves[:, 0]
-                moved = self.maximise(views, posterior, n_iterations=15)
+                moved = self.maximise(views, posterior, n_iterations=15, known=known)
                 if moved.log_likelihood > fit.log_likelihood + 1e-4:
                     fit, improved = moved, True
                     tried.clear()
@@ -357,32 +376,40 @@ class SharedCovarianceMixture:
                     centres[index] = mass @ z / mass.sum()
         return first
 
-    def _seeded(self, z: torch.Tensor) -> torch.Tensor:
-        """One-hot assignment from greedy k-means++ seeds and ten Lloyd steps, ``(n, K)``."""
+    def _seeded(self, z: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
+        """One-hot assignment from greedy k-means++ seeds and ten Lloyd steps, ``(n, K)``.
+
+        The seed of a component that is known for some points is their mean, and Lloyd steps leave these to it.
+        """
         n = len(z)
-        centres = [z[int(torch.randint(n, (1,), generator=self.generator))]]
-        nearest = (z - centres[0]).square().sum(1)
-        for _ in range(self.n_components - 1):
+        given = [] if known is None else known[known >= 0].unique().tolist()
+        centres = [z[known == k].mean(0) for k in given] or [z[int(torch.randint(n, (1,), generator=self.generator))]]
+        nearest = torch.stack([(z - centre).square().sum(1) for centre in centres]).amin(0)
+        for _ in range(self.n_components - len(centres)):
             tried = torch.multinomial(nearest + 1e-12, min(4, n), generator=self.generator)
             distances = torch.minimum(nearest, torch.cdist(z[tried], z).square())
             best = int(distances.sum(1).argmin())
             nearest = distances[best]
             centres.append(z[tried[best]])
-        centres = torch.stack(centres)
+        others = [k for k in range(self.n_components) if k not in given]
+        centres = torch.stack(centres)[torch.tensor([*given, *others]).argsort()]
+        counts = importance(known, self.n_components)
         for _ in range(10):
             labels = torch.cdist(z, centres).argmin(1)
+            labels = labels if known is None else torch.where(known >= 0, known, labels)
             members = torch.nn.functional.one_hot(labels, self.n_components).to(z.dtype)
-            size = members.sum(0)
-            centres = torch.where(size[:, None] > 0, members.T @ z / size.clamp_min(1)[:, None], centres)
+            weighted = members if counts is None else members * counts[:, None]
+            size = weighted.sum(0)
+            # A weight below one is no reason to pull a centre towards zero.
+            mean = weighted.T @ z / size.clamp_min(1 if counts is None else 1e-6)[:, None]
+            centres = torch.where(size[:, None] > 0, mean, centres)
         return members
 
 
-def _clamp(posterior: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-    """Posterior in which points of a known component have it for certain."""
-    if known is None:
-        return posterior
-    certain = torch.nn.functional.one_hot(known.clamp_min(0), posterior.shape[1]).to(posterior.dtype)
-    return torch.where((known >= 0)[:, None], certain, posterior)
+def _named_first(halves: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+    """Shares of points in two halves ``(n, 2)``, the half with most of the points ``named`` ``(n,)`` first."""
+    in_first, in_second = halves[named].sum(0)
+    return halves.flip(1) if in_second > in_first else halves
 
 
 def _mean_precision(covariance: torch.Tensor) -> torch.Tensor:

@@ -7,19 +7,20 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from cplmixvi._constants import COPIES_KEY, GUIDE_KEY
+from cplmixvi._constants import COPIES_KEY, GUIDE_KEY, KNOWN_KEY
 
-from ._guide import fit_guide
+from ._guide import fit_guide, known_categories
+from ._labels import labelled
 from ._views import ViewConsensus
 
 
 class CplMixPlan(TrainingPlan):
     r"""Trains :class:`~cplmixvi.module.CplMixVAE`.
 
-    Three things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
-    arm (so inference and validation see the cell itself), multipliers of constraints take a dual step after each
-    gradient step, and the terms of the loss are accumulated on the device and logged once
-    per epoch, because logging each step costs more than the step of a small model.
+    Four things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
+    arm (so inference and validation see the cell itself), labels that some cells have guide the arms, multipliers of
+    constraints take a dual step after each gradient step, and the terms of the loss are accumulated on the device and
+    logged once per epoch, because logging each step costs more than the step of a small model.
 
     Parameters
     ----------
@@ -32,7 +33,8 @@ class CplMixPlan(TrainingPlan):
         Epochs over which the states' divergence reaches its weight; `None` for no warm-up.
     warm_start
         Fit a :class:`~cplmixvi.train._views.ViewConsensus` to the training cells first. The arms learn to predict its
-        categories and stay near them (``guide_epsilon`` of the module).
+        categories and stay near them (``guide_epsilon`` of the module). Cells that have a label are guided by that.
+        Without a start, they alone have a guide: their cross-entropy is added to the objective.
     guided_fraction
         Share of the epochs in which decoders and states see categories drawn from the guide, before they see the arms'
         own.
@@ -102,9 +104,12 @@ class CplMixPlan(TrainingPlan):
             self.loss_kwargs["kl_weight"] = self.kl_weight
         batch = {**batch, COPIES_KEY: self.module.draw_copies(batch)}
         self.module.guided = bool(self._guide) and self.current_epoch < self.guided_fraction * self.trainer.max_epochs
+        known = known_categories(self.module, batch)
         for guide in self._guide:
             log_values = self.module.encoder_input(batch[REGISTRY_KEYS.X_KEY].float())
-            batch[GUIDE_KEY] = guide(log_values, batch[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
+            batch[GUIDE_KEY] = labelled(guide(log_values, batch[REGISTRY_KEYS.BATCH_KEY].view(-1).long()), known)
+        if known is not None and not self._guide:
+            batch[KNOWN_KEY] = known
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         self._last_metrics = output.extra_metrics
         self._accumulate(output, "train")

@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from torch import nn
 
+from ._labels import some_rows
 from ._mixture import Fit, Mixture, SharedCovarianceMixture, mahalanobis2
 
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
@@ -187,6 +188,7 @@ def fit_views(
         Batch codes, ``(n_cells,)``; one batch if `None`.
     known
         Category of the cells that have a label and -1 for the others, ``(n_cells,)``; categories of labels come first.
+        The answer and all members are fitted under the condition that these cells are of these categories.
     scalings
         One projection of the answer each, see :class:`Projection`.
     dimensions
@@ -202,8 +204,11 @@ def fit_views(
     """
     x = torch.as_tensor(log_values, dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch
+    if known is not None and not (known >= 0).any():
+        known = None
+    options = {"known": known, "dimensions": dimensions, **mixture_options}
     committee = [
-        fit_member(x, n_categories, batch, index=index, seed=seed, dimensions=dimensions, **mixture_options)
+        fit_member(x, n_categories, batch, index=index, seed=seed, **options)
         for index in range(MEMBERS * len(scalings))
     ]
     votes = [member(x, batch) for member in committee]
@@ -212,13 +217,12 @@ def fit_views(
     fitter = SharedCovarianceMixture(n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     source = [index for index in range(len(projections)) for _ in dimensions]
     points = [projection(x, batch)[:, :d] for projection in projections for d in dimensions]
-    fit = fitter.fit(points, starts=votes)
-    if known is not None and (known >= 0).any():
-        labelled = nn.functional.one_hot(known.clamp_min(0), n_categories) * (known >= 0)[:, None]
-        order = matched(labelled, fit.posterior)[0]
-        fit = fitter.maximise(points, fit.posterior[:, order], n_iterations=60, known=known)
+    fit = fitter.fit(points, starts=votes, known=known)
+    # Categories of labels are the same everywhere: only the others need partners.
+    others = np.setdiff1d(np.arange(n_categories), [] if known is None else known.numpy())
     for member, vote in zip(committee, votes, strict=True):
-        member.order = torch.from_numpy(matched(fit.posterior, vote)[0])
+        member.order = torch.arange(n_categories)
+        member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])[0]])
     return ViewConsensus(Opinion(projections, source, fit, fitter.dof), committee)
 
 
@@ -229,6 +233,7 @@ def fit_member(
     *,
     index: int,
     seed: int,
+    known: torch.Tensor | None = None,
     dimensions: Sequence[int] = DIMENSIONS,
     n_seen: int | None = None,
     **mixture_options,
@@ -245,15 +250,16 @@ def fit_member(
         Batch codes, ``(n_cells,)``.
     index, seed
         Decide what the member sees.
-    dimensions, **mixture_options
+    known, dimensions, **mixture_options
         See :func:`fit_views`.
     n_seen
-        Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category.
+        Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category. Some cells of every
+        label are seen besides.
 
     Returns
     -------
     Opinion
-        Its categories have an order of their own.
+        Its categories have an order of their own, but those of labels come first.
     """
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
     n = len(x)
@@ -261,13 +267,13 @@ def fit_member(
         n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS, 40 * n_categories))
     # Cells that are very few must all be seen: half of a type of five is not the type.
     n_seen = min(n, max(n_seen, 20))
-    rows = torch.randperm(n, generator=generator)[:n_seen]
-    some = _possible(dimensions, n_seen, x.shape[1])
+    rows = some_rows(n, n_seen, known, generator=generator)
+    some = _possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
     projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)], seed % 2**31)
     fitter = SharedCovarianceMixture(n_categories, generator=generator, **{"n_moves": 5, **mixture_options})
     z = projection(x[rows], batch[rows])
-    fit = fitter.fit([z[:, :d] for d in some])
+    fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
     return Opinion([projection], [0] * len(some), fit, fitter.dof)
 
 
