@@ -236,7 +236,7 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
         """
         n_obs = self.summary_stats.n_cells
         if self._finds_n_categories and not self.is_trained_ and self.adata is not None and n_obs > 1:
-            self._build(self.select_n_categories().n_categories)
+            self._build((self.selection or self.select_n_categories()).n_categories)
             # What a saved model is made from when it is loaded.
             self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.

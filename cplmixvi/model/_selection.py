@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
 from cplmixvi.train import MAX_SELECTION_CELLS, Selection, select_n_categories
+
+logger = logging.getLogger(__name__)
 
 #: Below this score, of at most 1, two halves of the data hardly agree on any types.
 WEAK = 0.25
@@ -38,7 +41,8 @@ class SelectionMixin:
 
         The cells are halved, and the molecules of every cell too (or the genes, where values are not counts). A mixture
         is fitted to each half, and the labels that both give to all cells are compared. :meth:`train` does this by
-        itself where the model was made without a number of categories.
+        itself where the model was made without a number of categories, and takes what was found where it was called
+        before.
 
         Parameters
         ----------
@@ -72,6 +76,7 @@ class SelectionMixin:
             if not candidates or candidates[0] < 2 or candidates[-1] > n_obs:
                 raise ValueError(f"candidates={candidates} must be numbers from 2 to the {n_obs} cells.")
         seed = int(torch.randint(2**31 - 1, (1,))) if seed is None else seed
+        logger.info("Finding the number of categories of %d cells.", min(n_obs, MAX_SELECTION_CELLS))
         some = np.random.default_rng(seed).permutation(n_obs)[:MAX_SELECTION_CELLS]
         values, batch = [], []
         for tensors in self._make_data_loader(adata=self.adata, indices=some):
@@ -91,6 +96,7 @@ class SelectionMixin:
             seed=seed,
         )
         self.selection_ = selection.table.reset_index().to_dict(orient="list")
+        logger.info("Found %d categories, of %d numbers tried.", selection.n_categories, len(selection.table))
         best = selection.table.loc[selection.n_categories]
         if best["score"] < WEAK:
             warnings.warn(
