@@ -9,6 +9,9 @@ DEFAULT_KEY = "cplmixvi"
 #: What cells are called that get no category or name, because none is certain enough.
 UNASSIGNED = "unassigned"
 
+#: Entry of a result with the numbers of categories that were tried.
+SELECTION_KEY = "selection"
+
 #: Entry of a minibatch with the arms' copies of the cells, shape ``(n_arms, n_cells, n_genes)``.
 COPIES_KEY = "copies"
 

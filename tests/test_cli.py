@@ -13,6 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 from scipy import sparse
 
 import cplmixvi
@@ -69,6 +70,7 @@ class TestAnnotate:
         assert out.count("\n") == 1
         summary = json.loads(out)
         assert (summary["cells"], summary["genes"], summary["genes_used"]) == (60, 30, 20)
+        assert summary["n_categories"] == 3
         assert 1 <= summary["categories_used"] <= 3
         assert summary["unassigned"] == 0
         assert 0 <= summary["consensus"] <= 1
@@ -94,7 +96,8 @@ class TestAnnotate:
 
     def test_progress_goes_to_stderr_and_no_temporary_file_stays(self, annotated):
         folder, _, _, err = annotated
-        assert "60 cells x 30 genes" in err
+        assert "60 cells x 30 genes read, fitting 20 genes with 3 categories and 2 arms" in err
+        assert "finding" not in err
         assert sorted(path.name for path in folder.iterdir()) == ["in.h5ad", "model", "out.h5ad"]
 
     def test_saved_model_gives_the_same_labels_for_the_input(self, annotated):
@@ -156,6 +159,38 @@ class TestAnnotate:
     def test_log_values_with_a_normal_likelihood(self, cells, tmp_path):
         options = ["--layer", "log", "--likelihood", "normal", "--n-categories", "auto", "--max-epochs", "1", "--quiet"]
         assert call("annotate", cells, tmp_path / "out.h5ad", *options)[0] == 0
+
+    def test_number_of_categories_is_found_and_said_when_it_is_known(self, cells, tmp_path):
+        options = ["--layer", "counts", "--max-epochs", "1", "--accelerator", "cpu", "--n-arms", "1"]
+        status, line, err = call("annotate", cells, tmp_path / "out.h5ad", *options)
+        assert status == 0
+        result = ad.read_h5ad(tmp_path / "out.h5ad").uns["cplmixvi"]
+        number = result["n_categories"]
+        assert json.loads(line)["n_categories"] == number
+        tried = result["selection"]["n_categories"]
+        assert number == tried[result["selection"]["score"].argmax()]
+        said = [text for text in err.splitlines() if text.startswith("cplmixvi: ")]
+        assert said[0].endswith("fitting 30 genes with a number of categories to be found and 1 arm")
+        assert said[1].startswith("cplmixvi: finding the number of categories")
+        found = [text for text in said if " categories found" in text]
+        assert len(found) == 1
+        assert found[0].startswith(f"cplmixvi: {number} categories found, of {len(tried)} numbers tried (")
+        # Before training, which ends with advice on a fit of one epoch.
+        assert err.index(found[0]) < err.index("Epoch 1/1")
+
+    # The cells are noise, and both say so.
+    @pytest.mark.filterwarnings("ignore:Two halves", "ignore:All cells", "ignore:Probabilities")
+    def test_the_number_found_is_that_of_the_library(self, cells, tmp_path):
+        options = ["--layer", "counts", "--max-epochs", "1", "--accelerator", "cpu", "--quiet", "--seed", "3"]
+        assert call("annotate", cells, tmp_path / "out.h5ad", *options)[0] == 0
+        scvi.settings.seed = 3
+        adata = ad.read_h5ad(cells)
+        cplmixvi.CplMixVI.setup_anndata(adata, layer="counts")
+        model = cplmixvi.CplMixVI(adata)
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+        cplmixvi.tl.annotate(adata, model)
+        out = ad.read_h5ad(tmp_path / "out.h5ad")
+        np.testing.assert_array_equal(out.obsm["cplmixvi_proba"], adata.obsm["cplmixvi_proba"])
 
 
 BAD_OPTIONS = {

@@ -119,6 +119,8 @@ class TestRankGenes:
         [
             ({"method": "magic"}, "method='magic'.*'wilcoxon'"),
             ({"n_genes": 0}, "n_genes=0"),
+            ({"n_genes": 2.5}, "n_genes=2.5 was given; give a whole number"),
+            ({"n_genes": True}, "n_genes=True"),
             ({"layer": "no"}, "layer 'no'"),
             ({"key": "leiden"}, "key='leiden' names no result"),
         ],

@@ -266,7 +266,7 @@ def test_untrained_models_do_not_predict(adata):
         cpl.CplMixVI(adata, n_categories=2).predict()
 
 
-def test_number_of_categories_by_default_is_bounded_by_the_cells(adata):
+def test_until_it_is_found_the_number_of_categories_is_a_bound(adata):
     cpl.CplMixVI.setup_anndata(adata, layer="counts")
     assert cpl.CplMixVI(adata).n_categories == 12
     assert cpl.CplMixVI(adata, n_categories="auto").n_categories == 12

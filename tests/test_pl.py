@@ -292,6 +292,84 @@ class TestStability:
             pl.stability(make_annotated())
 
 
+class TestSelectCategories:
+    @staticmethod
+    def with_selection(adata, tried=(2, 3, 4, 8), score=(0.3, 0.5, 0.625, 0.25), n_stable=(1.0, 2.0, 4.0, 3.0)):
+        tried, score = np.array(tried), np.array(score)
+        columns = {"n_categories": tried, "score": score, "agreement": score + 1 / tried, "n_stable": n_stable}
+        adata.uns.setdefault("cplmixvi", {})["selection"] = {name: np.array(x) for name, x in columns.items()}
+        return adata
+
+    def test_curves_have_the_values_and_the_best_is_marked(self, make_annotated):
+        ax = pl.select_categories(self.with_selection(make_annotated()))
+        agreement, score, chosen = ax.get_lines()
+        np.testing.assert_array_equal(score.get_xdata(), [2, 3, 4, 8])
+        np.testing.assert_array_equal(score.get_ydata(), [0.3, 0.5, 0.625, 0.25])
+        np.testing.assert_allclose(agreement.get_ydata(), [0.8, 0.5 + 1 / 3, 0.875, 0.375])
+        assert set(chosen.get_xdata()) == {4}
+        assert ax.get_title(loc="left") == "4 categories"
+        assert [text.get_text().split(":")[0] for text in ax.get_legend().get_texts()] == ["agreement", "score"]
+
+    def test_stable_categories_stand_below_the_line_of_all(self, make_annotated):
+        ax = pl.select_categories(self.with_selection(make_annotated()))
+        everything, stable, chosen = ax.child_axes[0].get_lines()
+        np.testing.assert_allclose(everything.get_xdata(), everything.get_ydata())
+        np.testing.assert_array_equal(stable.get_ydata(), [1, 2, 4, 3])
+        assert set(chosen.get_xdata()) == {4}
+        assert ax.child_axes[0].get_xlabel() == "number of categories"
+
+    def test_axis_is_logarithmic_and_shows_the_numbers_that_were_tried(self, make_annotated):
+        ax = pl.select_categories(self.with_selection(make_annotated()))
+        assert ax.get_xscale() == "log"
+        assert labels_of(ax.child_axes[0].xaxis) == ["2", "3", "4", "8"]
+
+    def test_labels_are_thinned_but_the_best_number_keeps_its_own(self, make_annotated):
+        tried = np.arange(2, 102)
+        score = 0.9 - np.abs(tried - 89) / 200
+        ax = pl.select_categories(self.with_selection(make_annotated(), tried, score, tried / 2))
+        labels = labels_of(ax.child_axes[0].xaxis)
+        assert "89" in labels
+        assert {"88", "90"}.isdisjoint(labels)
+        assert 8 <= len(labels) <= 20
+        ax.figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in ax.child_axes[0].get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in zip(boxes[:-1], boxes[1:], strict=True))
+        ticks = {*ax.xaxis.get_minorticklocs(), *ax.xaxis.get_majorticklocs()}
+        assert ticks == set(tried)
+
+    def test_nothing_is_cut_off(self, make_annotated):
+        ax = pl.select_categories(self.with_selection(make_annotated()))
+        ax.figure.canvas.draw()
+        label = ax.child_axes[0].xaxis.label.get_window_extent()
+        assert label.y0 >= 0
+        assert ax.title.get_window_extent().y1 <= ax.figure.bbox.height
+        # Nor has it shrunk to nothing while room was made.
+        assert ax.get_window_extent().height > 0.4 * ax.figure.bbox.height
+
+    def test_scores_below_zero_and_no_stable_category(self, make_annotated):
+        ax = pl.select_categories(self.with_selection(make_annotated(), (2, 3), (-0.1, -0.05), (0.0, 0.0)))
+        assert ax.get_ylim()[0] < -0.1
+        assert ax.child_axes[0].get_ylim()[1] >= 1
+        assert ax.get_title(loc="left") == "3 categories"
+
+    def test_one_number_without_an_annotation_in_given_axes(self):
+        _, ax = plt.subplots()
+        adata = self.with_selection(ad.AnnData(np.zeros((2, 2))), (7,), (0.6,), (6.5,))
+        assert pl.select_categories(adata, ax=ax) is ax
+        assert labels_of(ax.child_axes[0].xaxis) == ["7"]
+        assert len(plt.get_fignums()) == 1
+
+    def test_missing_selection(self, make_annotated):
+        for key in ("cplmixvi", "other"):
+            with pytest.raises(ValueError, match=rf"key='{key}'.*\['selection'\] is missing.*tl\.select_categories"):
+                pl.select_categories(make_annotated(), key)
+
+    def test_other_figures_need_an_annotation(self):
+        adata = self.with_selection(ad.AnnData(np.zeros((2, 2))))
+        with pytest.raises(ValueError, match=r"selection of the number of categories only; .*tl\.annotate"):
+            pl.consensus(adata)
+
+
 def test_unassigned_cells_break_no_figure(make_annotated):
     adata = make_annotated(3)
     labels = adata.obs["cplmixvi"].astype(object)
@@ -300,6 +378,27 @@ def test_unassigned_cells_break_no_figure(make_annotated):
     assert [bar.get_height() for bar in pl.consensus(adata, order="name").child_axes[0].patches] == [0, 15, 30]
     assert labels_of(pl.confusion(adata, "truth").xaxis) == ["4", "2", "unassigned"]
     assert [text.get_text() for text in pl.states(adata).get_legend().get_texts()] == ["2", "4", "unassigned"]
+
+
+@pytest.mark.parametrize("last", ["unassigned", "zeta"])
+def test_unassigned_and_missing_cells_are_grey_and_types_keep_their_colours(make_annotated, last):
+    adata = make_annotated(3)
+    before = np.unique(pl.states(adata).collections[1].get_facecolor(), axis=0)
+    labels = adata.obs["cplmixvi"].astype(object).replace("4", "zeta")
+    labels.iloc[:5], labels.iloc[5:10] = np.nan, "unassigned"
+    labels = labels.replace("0", np.nan)
+    adata.obs["cplmixvi"] = pd.Categorical(labels, categories=["2", *sorted({"unassigned", "zeta"} - {last}), last])
+    ax = pl.states(adata)
+    grey, coloured = ax.collections
+    assert (len(grey.get_offsets()), len(coloured.get_offsets())) == (10, 50)
+    np.testing.assert_allclose(np.unique(grey.get_facecolor(), axis=0), [[0.85, 0.85, 0.85, 1.0]])
+    colours = np.unique(coloured.get_facecolor(), axis=0)
+    assert {tuple(colour) for colour in colours} <= {tuple(colour) for colour in before}
+    assert len(colours) == 2
+    legend = ax.get_legend()
+    of = {text.get_text(): handle.get_color() for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
+    assert tuple(of.pop("unassigned")) == (0.85, 0.85, 0.85)
+    np.testing.assert_allclose(sorted(of.values(), key=tuple), sorted(colours[:, :3], key=tuple))
 
 
 def test_unassigned_cells_are_no_match_for_a_type(make_annotated):
@@ -317,14 +416,18 @@ def test_unassigned_cells_are_no_match_for_a_type(make_annotated):
     assert [line.get_xdata()[0] for line in ax.get_lines()] == [1.5]
 
 
+def draw_all(adata):
+    adata = TestSelectCategories.with_selection(TestStability.with_stability(adata, [1, 1, 1]))
+    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata), pl.stability(adata)
+    pl.select_categories(adata)
+
+
 def test_nothing_global_changes(make_annotated):
     before = dict(plt.rcParams)
-    adata = TestStability.with_stability(make_annotated(), [1, 1, 1])
-    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata), pl.stability(adata)
+    draw_all(make_annotated())
     assert dict(plt.rcParams) == before
 
 
 def test_nothing_is_shown(make_annotated, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
-    adata = TestStability.with_stability(make_annotated(), [1, 1, 1])
-    pl.consensus(adata), pl.training(adata), pl.confusion(adata, "truth"), pl.states(adata), pl.stability(adata)
+    draw_all(make_annotated())

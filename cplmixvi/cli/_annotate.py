@@ -55,7 +55,8 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
 
     Returns
     -------
-    What happened, fit for JSON. ``consensus`` is the mean over categories of their consensus (0 to 1), None for a
+    What happened, fit for JSON. ``n_categories`` is the number given or found, of which cells chose
+    ``categories_used``; ``consensus`` is the mean over categories of their consensus (0 to 1), None for a
     model with one arm; ``seconds`` is wall clock.
 
     Raises
@@ -72,6 +73,8 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
             adata, model = _prepare(options, reporter)
         reporter.release()
         with clean_stdout():
+            if options.n_categories is None:
+                _find_n_categories(model, reporter)
             model.train(
                 max_epochs=options.max_epochs,
                 accelerator=options.accelerator,
@@ -137,11 +140,25 @@ def _prepare(options: Options, reporter: Reporter) -> tuple[AnnData, CplMixVI]:
         likelihood=options.likelihood,
         augment=options.augment,
     )
+    number = (
+        "a number of categories to be found" if options.n_categories is None else f"{model.n_categories} categories"
+    )
     reporter.say(
-        f"{adata.n_obs:,} cells x {adata.n_vars:,} genes read, fitting {fitted.n_vars:,} genes with "
-        f"{model.n_categories} categories and {options.n_arms} arms"
+        f"{adata.n_obs:,} cells x {adata.n_vars:,} genes read, fitting {fitted.n_vars:,} genes with {number} and "
+        f"{options.n_arms} {'arm' if options.n_arms == 1 else 'arms'}"
     )
     return adata, model
+
+
+def _find_n_categories(model: CplMixVI, reporter: Reporter) -> None:
+    """Find the number that training will take, and say so before: it takes long and has no progress bar."""
+    start = time.perf_counter()
+    reporter.say("finding the number of categories, which takes minutes for thousands of cells")
+    selection = model.select_n_categories()
+    reporter.say(
+        f"{selection.n_categories} categories found, of {len(selection.table)} numbers tried "
+        f"({time.perf_counter() - start:.0f} s)"
+    )
 
 
 def _check_accelerator(accelerator: str) -> None:
@@ -264,6 +281,7 @@ def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, int
         "cells": int(adata.n_obs),
         "genes": int(adata.n_vars),
         "genes_used": int(model.summary_stats.n_vars),
+        "n_categories": int(model.n_categories),
         "categories_used": len(result["categories"]),
         "unassigned": result["n_unassigned"],
         "consensus": mean_consensus(adata, options.key_added),

@@ -102,7 +102,10 @@ def annotate(
     output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Where to write them (.h5ad or .zarr).")],
     layer: Annotated[str | None, typer.Option(help="Layer with the values to fit; X by default.")] = None,
     n_categories: Annotated[
-        str, typer.Option(metavar="K|auto", callback=_n_categories, help="Number of types, at most.")
+        str,
+        typer.Option(
+            metavar="K|auto", callback=_n_categories, help="Types to look for; auto finds a number that data support."
+        ),
     ] = "auto",
     n_state: Annotated[int, typer.Option(min=1, help="Dimensions of the state.")] = 2,
     n_arms: Annotated[int, typer.Option(min=1, help="Coupled arms; two or more give a consensus.")] = 2,
@@ -139,8 +142,8 @@ def annotate(
 ) -> None:
     """Find types and states of the cells in IN and write them, with everything that IN holds, to OUT.
 
-    Prints one line of JSON: cells, genes, genes_used, categories_used, unassigned, consensus, seconds,
-    device, key, output.
+    Prints one line of JSON: cells, genes, genes_used, n_categories, categories_used, unassigned, consensus,
+    seconds, device, key, output.
     """
     from cplmixvi.cli._annotate import Options, annotate_file
 

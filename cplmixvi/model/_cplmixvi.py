@@ -28,12 +28,13 @@ from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, defau
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
+from ._selection import SelectionMixin
 
 #: Cells that the check at the end of training looks at.
 _REPORT_CELLS = 5_000
 
 
-class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
 
     Parameters
@@ -41,8 +42,8 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
     adata
         Cells that :meth:`setup_anndata` was called on.
     n_categories
-        Number of types ``K``, at least the number of labels. `None` or ``"auto"`` starts from
-        :func:`default_n_categories`; categories that no cell chooses are reported as unused.
+        Number of types ``K``, at least the number of labels. `None` or ``"auto"`` finds it when the model is trained,
+        see :meth:`select_n_categories`. Categories that no cell chooses are reported as unused.
     n_state
         Number of state dimensions ``S``.
     n_arms
@@ -93,10 +94,11 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         _check_positive(n_state=n_state, n_arms=n_arms)
         pp.check_likelihood(likelihood)
         n_obs = self.summary_stats.n_cells
-        if n_categories is None or n_categories == "auto":
+        # Until it is found, the number is a bound, so that a model can be looked at before it is trained.
+        self._finds_n_categories = n_categories is None or n_categories == "auto"
+        self.n_categories = n_categories
+        if self._finds_n_categories:
             self.n_categories = max(default_n_categories(n_obs), self.n_labels)
-        else:
-            self.n_categories = n_categories
         if adata is not None:
             pp.check_n_categories(self.n_categories, n_obs, self.label_names)
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
@@ -109,9 +111,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
         covariates = self.registry_["field_registries"]
         categorical = covariates.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
-        self.module = self._module_cls(
-            self.summary_stats.n_vars,
-            n_categories=self.n_categories,
+        self._module_options = dict(
             n_state=n_state,
             n_arms=n_arms,
             n_batch=self.summary_stats.n_batch,
@@ -122,11 +122,17 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
             augmenter=resolve(augment, likelihood),
             **module_kwargs,
         )
-        self._model_summary_string = (
-            f"CplMixVI with n_categories: {self.n_categories}, n_state: {n_state}, n_arms: {n_arms}, "
-            f"likelihood: {likelihood}, augment: {type(self.module.augmenter).__name__}"
-        )
+        self._build(self.n_categories)
         self.init_params_ = self._get_init_params(locals())
+
+    def _build(self, n_categories: int) -> None:
+        """Make the module, anew where the number of categories has been found."""
+        self.n_categories = n_categories
+        self.module = self._module_cls(self.summary_stats.n_vars, n_categories=n_categories, **self._module_options)
+        self._model_summary_string = (
+            f"CplMixVI with n_categories: {n_categories}, n_state: {self.n_state}, n_arms: {self.n_arms}, "
+            f"likelihood: {self.likelihood}, augment: {type(self.module.augmenter).__name__}"
+        )
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -217,7 +223,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         plan_kwargs: dict | None = None,
         **kwargs,
     ) -> None:
-        """Train the arms together.
+        """Train the arms together, after finding the number of categories where none was given.
 
         Parameters
         ----------
@@ -251,9 +257,13 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
         UserWarning
             If the fit is unsound, see :meth:`report`.
         """
+        n_obs = self.summary_stats.n_cells
+        if self._finds_n_categories and not self.is_trained_ and self.adata is not None and n_obs > 1:
+            self._build((self.selection or self.select_n_categories()).n_categories)
+            # What a saved model is made from when it is loaded.
+            self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
-        n_obs = self.summary_stats.n_cells
         plan_kwargs = dict(plan_kwargs or {})
         plan_kwargs.setdefault("warm_start", not self.is_trained_ if warm_start is None else warm_start)
         if kwargs.get("datamodule") is None:
@@ -305,7 +315,7 @@ class CplMixVI(GettersMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, B
 
 
 def default_n_categories(n_obs: int) -> int:
-    """Upper bound on the number of types where the user gives none: a twentieth of the cells, between 2 and 30."""
+    """Bound on the number of types until it is found: a twentieth of the cells, between 2 and 30."""
     return int(min(30, max(2, n_obs // 20)))
 
 

@@ -137,11 +137,14 @@ class CplMixVAE(BaseModuleClass):
         x = tensors[REGISTRY_KEYS.X_KEY].float()
         return torch.stack([self.augmenter(x, tensors) for _ in range(self.n_arms)])
 
-    def encoder_input(self, x: torch.Tensor) -> torch.Tensor:
-        r"""What an encoder reads: :math:`\log(1 + x\,\ell_0/\ell)` of counts, other values unchanged."""
+    def encoder_input(self, x: torch.Tensor, depth: float = 1.0) -> torch.Tensor:
+        r"""What an encoder reads: :math:`\log(1 + x\,\ell_0/\ell)` of counts, other values unchanged.
+
+        ``depth`` is the share of a cell's molecules that ``x`` has, if it is a part of the cell.
+        """
         if not self.on_counts:
             return x
-        return torch.log1p(x * (self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0)))
+        return torch.log1p(x * (depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0)))
 
     def _covariates(self, tensors: dict[str, torch.Tensor]) -> Covariates:
         categorical = [tensors[REGISTRY_KEYS.BATCH_KEY]]

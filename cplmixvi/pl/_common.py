@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cplmixvi._constants import SELECTION_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -69,6 +71,8 @@ def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
     found = sorted(name for name, value in adata.uns.items() if hasattr(value, "keys") and "categories" in value)
     there = f"results found under: {', '.join(found)}" if found else "this AnnData holds no result of cplmixvi"
     what = "is missing" if result is None else "was not written by cplmixvi"
+    if hasattr(result, "keys") and SELECTION_KEY in result:
+        what = "has a selection of the number of categories only"
     raise ValueError(
         f"key={key!r} was given but adata.uns[{key!r}] {what}; {there}; "
         f"run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first or pass the key that it was given."
@@ -140,15 +144,16 @@ def colour_bar(ax: Axes, image: AxesImage, label: str, bounds: tuple[float, floa
     bar.outline.set_linewidth(0.6)
 
 
-def settle(ax: Axes) -> None:
-    """Lay the figure out once more than drawing does.
+def settle(ax: Axes, n_rounds: int = 1) -> None:
+    """Lay the figure out ``n_rounds`` times more than drawing does.
 
     Bars beside an Axes are as long as a part of it, so the room for them and its size depend on each other, and one
-    round of the layout engine leaves labels cut off at the edge.
+    round of the layout engine leaves labels cut off at the edge. The larger the part, the more rounds it takes.
     """
     engine = ax.figure.get_layout_engine()
     if engine is not None and ax.figure is ax.get_figure(root=True):
-        engine.execute(ax.figure)
+        for _ in range(n_rounds):
+            engine.execute(ax.figure)
 
 
 def shorten(label: str, limit: int = 32) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cplmixvi._constants import UNASSIGNED
 from cplmixvi.pl._common import dress, new_or_given, read_obs, shorten, style
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _ON_DATA_CHARACTERS = 4
 _MAX_LEGEND_ROWS = 18
+_NO_TYPE_GREY = (0.85, 0.85, 0.85)
 
 
 def states(
@@ -37,8 +39,8 @@ def states(
     key
         The ``key_added`` of the annotation.
     color
-        Column of ``adata.obs``: a number gets a colour bar, anything else one colour per value; the categories of the
-        annotation by default.
+        Column of ``adata.obs``: a number gets a colour bar, anything else one colour per value, light grey for missing
+        and ``"unassigned"`` ones; the categories of the annotation by default.
     basis
         Entry of ``adata.obsm``; the states ``"X_" + key`` by default.
     dims
@@ -118,11 +120,14 @@ def _by_category(ax: Axes, points: np.ndarray, values: pd.Series) -> None:
     """One colour per value, named on the cells where names are short and in a legend where they are not."""
     names = [str(name) for name in values.cat.categories]
     codes = values.cat.codes.to_numpy()
-    colours = _colours(len(names))
-    missing = codes < 0
-    ax.scatter(*points[missing].T, s=_dot_size(len(points)), color="0.85", linewidths=0, rasterized=True)
+    is_type = np.array([name != UNASSIGNED for name in names], dtype=bool)
+    colours = np.full((len(names), 3), _NO_TYPE_GREY)
+    colours[is_type] = _colours(int(is_type.sum()))
+    # A code of -1 is a missing value.
+    has_type = np.append(is_type, False)[codes]
+    ax.scatter(*points[~has_type].T, s=_dot_size(len(points)), color=_NO_TYPE_GREY, linewidths=0, rasterized=True)
     # Shuffled, so that no category lies on top of the others only because it comes last.
-    shown = np.random.default_rng(0).permutation(np.flatnonzero(~missing))
+    shown = np.random.default_rng(0).permutation(np.flatnonzero(has_type))
     ax.scatter(*points[shown].T, s=_dot_size(len(points)), c=colours[codes[shown]], linewidths=0, rasterized=True)
     if _needs_legend(names):
         _legend(ax, names, colours)

@@ -3,6 +3,7 @@
 from ._annotate import annotate, check_destination
 from ._markers import order_categories, rank_genes
 from ._reference import Comparison, compare_to_reference, map_to_reference
+from ._selection import select_categories
 from ._stability import Stability, stability
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "map_to_reference",
     "order_categories",
     "rank_genes",
+    "select_categories",
     "stability",
 ]

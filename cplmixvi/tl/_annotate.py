@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED, ResultKeys
+from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, UNASSIGNED, ResultKeys
 from cplmixvi.model import Consensus
 
 if TYPE_CHECKING:
     from cplmixvi.model import CplMixVI
+    from cplmixvi.train import Selection
 
 #: Marks an entry of ``uns`` as ours, so that a result may replace an older result but nothing else.
-_ORIGIN = "cplmixvi"
+ORIGIN = "cplmixvi"
 
 
 def annotate(
@@ -64,8 +65,10 @@ def annotate(
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
           (indices of the categories that no cell chose), ``n_unassigned``, ``history``, ``version`` and, with two or
           more arms, ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see
-          :class:`~cplmixvi.Consensus`). Other functions add to it: ``stability_by_category`` (:func:`stability`),
-          ``order`` and ``linkage`` (:func:`order_categories`).
+          :class:`~cplmixvi.Consensus`), and ``selection`` where the model has found its own number of categories
+          (see :func:`select_categories`; one that was written before there was an annotation is kept otherwise). Other
+          functions add to it: ``stability_by_category`` (:func:`stability`), ``order`` and ``linkage``
+          (:func:`order_categories`).
 
     Raises
     ------
@@ -92,7 +95,7 @@ def annotate(
     adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
     adata.obsm[keys.state] = _at_least_two_columns(posterior.state[:, 0])
     adata.obsm[keys.proba] = np.ascontiguousarray(posterior.proba[:, used], dtype=np.float32)
-    adata.uns[keys.uns] = _summary(model, consensus, used)
+    adata.uns[keys.uns] = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
     adata.uns[keys.uns]["n_unassigned"] = int(is_uncertain.sum())
     if min_confidence > 0:
         adata.uns[keys.uns]["params"]["min_confidence"] = float(min_confidence)
@@ -110,7 +113,7 @@ def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
     """Remove what was made from an older result: it would not fit the new categories."""
     adata.uns.pop(f"{keys.labels}_colors", None)
     earlier = adata.uns.get(keys.uns)
-    if _is_ours(earlier):
+    if is_ours(earlier):
         adata.uns.pop(keys.ranking, None)
         if "stability_by_category" in earlier and keys.stability in adata.obs:
             del adata.obs[keys.stability]
@@ -119,7 +122,7 @@ def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
 def _summary(model: CplMixVI, consensus: Consensus, used: np.ndarray) -> dict:
     history = {name: frame.to_numpy(dtype=float).ravel() for name, frame in (model.history or {}).items()}
     summary = {
-        "origin": _ORIGIN,
+        "origin": ORIGIN,
         "version": version("cplmixvi"),
         "params": _flat_params(model),
         "categories": consensus.categories[used],
@@ -131,7 +134,21 @@ def _summary(model: CplMixVI, consensus: Consensus, used: np.ndarray) -> dict:
         summary["consensus"] = consensus.matrix[np.ix_(used, used)].astype(np.float32)
         summary["consensus_by_category"] = consensus.by_category[used].astype(np.float32)
         summary["consensus_by_arm"] = consensus.by_arm.astype(np.float32)
+    if model.selection is not None:
+        summary[SELECTION_KEY] = selection_entry(model.selection)
     return summary
+
+
+def selection_entry(selection: Selection) -> dict[str, np.ndarray]:
+    """Columns of a selection's table as arrays ``(n_tried,)``, which every file keeps as they are."""
+    return {name: column.to_numpy() for name, column in selection.table.reset_index().items()}
+
+
+def _waiting_selection(earlier: object) -> dict:
+    """Get the selection that was written before there was an annotation; that of an older annotation goes with it."""
+    if not is_ours(earlier) or _is_annotation(earlier) or SELECTION_KEY not in earlier:
+        return {}
+    return {SELECTION_KEY: earlier[SELECTION_KEY]}
 
 
 def _flat_params(model: CplMixVI) -> dict[str, str | int | float | bool]:
@@ -165,12 +182,13 @@ def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite
     ValueError
         If ``key_added`` is not a valid name or entries of another origin exist.
     """
-    _check_key(key_added)
+    check_key(key_added)
     if not overwrite:
         _check_free(adata, ResultKeys(key_added))
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """Raise ValueError unless ``key`` may be the name of a result."""
     # The pattern of the CELLxGENE schema for embeddings, which is also safe for HDF5 and zarr paths.
     if not isinstance(key, str) or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]*", key):
         raise ValueError(
@@ -197,11 +215,12 @@ _RESERVED = frozenset(
 
 
 def _check_free(adata: AnnData, keys: ResultKeys) -> None:
-    if _is_ours(adata.uns.get(keys.uns)):
+    there = adata.uns.get(keys.uns)
+    if _is_annotation(there):
         return
     taken = [f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement) if name in adata.obs]
     taken += [f"obsm[{name!r}]" for name in (keys.state, keys.proba) if name in adata.obsm]
-    taken += [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
+    taken += [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns and not is_ours(there) else []
     if taken:
         raise ValueError(
             f"{', '.join(taken)} exist already and were not written by cplmixvi; "
@@ -209,8 +228,13 @@ def _check_free(adata: AnnData, keys: ResultKeys) -> None:
         )
 
 
-def _is_ours(entry: object) -> bool:
-    return isinstance(entry, Mapping) and entry.get("origin") == _ORIGIN
+def is_ours(entry: object) -> bool:
+    """Whether we wrote an entry of ``uns``: an annotation, or a selection that has none yet."""
+    return isinstance(entry, Mapping) and entry.get("origin") == ORIGIN
+
+
+def _is_annotation(entry: object) -> bool:
+    return is_ours(entry) and "categories" in entry
 
 
 def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
@@ -235,8 +259,8 @@ def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
         If there is no such result, or ``obs[key]`` has labels that are not categories of it.
     """
     result = adata.uns.get(key)
-    if not _is_ours(result) or key not in adata.obs:
-        found = sorted(name for name, entry in adata.uns.items() if _is_ours(entry))
+    if not _is_annotation(result) or key not in adata.obs:
+        found = sorted(name for name, entry in adata.uns.items() if _is_annotation(entry))
         raise ValueError(
             f"key={key!r} names no result of cplmixvi in this AnnData; it has {', '.join(map(repr, found)) or 'none'}; "
             f"run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first or pass the key of a result."

@@ -82,8 +82,7 @@ def rank_genes(
         raise ValueError(
             f"method={method!r} was given; allowed are {', '.join(map(repr, _METHODS))}; pass one of these."
         )
-    if n_genes is not None and n_genes < 1:
-        raise ValueError(f"n_genes={n_genes!r} was given, at least 1 is needed; leave it out for all genes.")
+    _check_n_genes(n_genes)
     if not adata.var_names.is_unique:
         raise ValueError("adata.var_names has repeated names; call adata.var_names_make_unique() first.")
     keys = ResultKeys(key)
@@ -153,6 +152,15 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
     adata.uns[key]["order"] = order
     adata.uns[key]["linkage"] = tree.astype(np.float64)
     return list(order)
+
+
+def _check_n_genes(n_genes: int | None) -> None:
+    if n_genes is None:
+        return
+    if not isinstance(n_genes, int | np.integer) or isinstance(n_genes, bool) or n_genes < 1:
+        raise ValueError(
+            f"n_genes={n_genes!r} was given; give a whole number of at least 1, or leave it out for all genes."
+        )
 
 
 def _large_enough(labels: pd.Categorical, key: str) -> list[str]:

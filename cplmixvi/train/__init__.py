@@ -2,6 +2,16 @@
 
 from ._plan import CplMixPlan
 from ._schedules import default_batch_size, default_max_epochs
+from ._selection import MAX_CELLS as MAX_SELECTION_CELLS
+from ._selection import Selection, select_n_categories
 from ._splitter import CplMixSplitter
 
-__all__ = ["CplMixPlan", "CplMixSplitter", "default_batch_size", "default_max_epochs"]
+__all__ = [
+    "MAX_SELECTION_CELLS",
+    "CplMixPlan",
+    "CplMixSplitter",
+    "Selection",
+    "default_batch_size",
+    "default_max_epochs",
+    "select_n_categories",
+]

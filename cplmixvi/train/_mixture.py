@@ -22,7 +22,7 @@ from ._labels import certain, importance, labelled, some_rows
 #: Points per component that a search looks at, so that rare types are among them.
 _POINTS_PER_COMPONENT = 60
 #: Pairs that a round of moves tries before it gives up.
-_TRIES = 4
+_TRIES = 12
 #: Components whose own covariance is looked at for a point; the shared covariance says which are near enough.
 _N_NEAREST = 12
 
@@ -112,7 +112,7 @@ class SharedCovarianceMixture:
         shrinkage: float = 3.0,
         dof: float = 8.0,
         n_starts: int = 4,
-        n_moves: int = 10,
+        n_moves: int = 40,
         n_search: int = 4_000,
         generator: torch.Generator | None = None,
     ):

@@ -212,7 +212,7 @@ def fit_views(
         for index in range(MEMBERS * len(scalings))
     ]
     votes = [member(x, batch) for member in committee]
-    dimensions = _possible(dimensions, len(x), x.shape[1])
+    dimensions = possible(dimensions, len(x), x.shape[1])
     projections = [Projection(x, batch, max(dimensions), scaling, seed) for scaling in scalings]
     fitter = SharedCovarianceMixture(n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     source = [index for index in range(len(projections)) for _ in dimensions]
@@ -268,7 +268,7 @@ def fit_member(
     # Cells that are very few must all be seen: half of a type of five is not the type.
     n_seen = min(n, max(n_seen, 20))
     rows = some_rows(n, n_seen, known, generator=generator)
-    some = _possible(dimensions, len(rows), x.shape[1])
+    some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
     projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)], seed % 2**31)
     fitter = SharedCovarianceMixture(n_categories, generator=generator, **{"n_moves": 5, **mixture_options})
@@ -284,7 +284,7 @@ def matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarra
     return columns, float(shared[rows, columns].sum())
 
 
-def _possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]:
+def possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]:
     """Numbers of coordinates that so many cells and genes can tell apart, ascending."""
     limit = max(1, min(n_cells // 8, n_genes - 1))
     return sorted({min(d, limit) for d in dimensions})

@@ -1,0 +1,114 @@
+"""A number of categories of the model's own."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass
+
+from cplmixvi.train import MAX_SELECTION_CELLS, Selection, select_n_categories
+
+logger = logging.getLogger(__name__)
+
+#: Below this score, of at most 1, two halves of the data hardly agree on any types.
+WEAK = 0.25
+
+
+class SelectionMixin:
+    """Finds the number of categories from the data."""
+
+    module: BaseModuleClass
+    #: Columns of the table of the last selection, each a list; kept with the model when it is saved.
+    selection_: dict[str, list[float]] | None = None
+
+    @property
+    def selection(self) -> Selection | None:
+        """What :meth:`select_n_categories` found last; `None` where the number was given."""
+        if self.selection_ is None:
+            return None
+        table = pd.DataFrame(self.selection_).set_index("n_categories")
+        table.index = table.index.astype(int)
+        return Selection(table, int(table["score"].idxmax()))
+
+    def select_n_categories(self, candidates: Sequence[int] | None = None, *, seed: int | None = None) -> Selection:
+        """Find the number of categories on which independent halves of the data agree best.
+
+        The cells are halved, and the molecules of every cell too (or the genes, where values are not counts). A mixture
+        is fitted to each half, and the labels that both give to all cells are compared. :meth:`train` does this by
+        itself where the model was made without a number of categories, and takes what was found where it was called
+        before.
+
+        Parameters
+        ----------
+        candidates
+            Numbers to try, each from 2 (or the number of labels, if more) to the number of cells; if `None`, as many as
+            are worth trying.
+        seed
+            Source of all randomness; drawn from the global generator if `None`, so that ``scvi.settings.seed`` decides.
+
+        Returns
+        -------
+        Selection
+            The number, and a table of all that were tried. Kept as ``model.selection``.
+
+        Raises
+        ------
+        ValueError
+            If a candidate is out of range, or the model has no AnnData.
+
+        Warns
+        -----
+        UserWarning
+            If halves of the data hardly agree, whatever the number.
+        """
+        if self.adata is None:
+            raise ValueError(
+                "The number of categories is found from an AnnData, and the model has none: give n_categories."
+            )
+        n_obs = self.adata.n_obs
+        smallest = max(2, self.n_labels)
+        if candidates is not None:
+            candidates = sorted({int(k) for k in candidates})
+            if not candidates or candidates[0] < smallest or candidates[-1] > n_obs:
+                raise ValueError(
+                    f"candidates={candidates} must be numbers from {smallest} (the number of labels, and at least 2) to "
+                    f"the {n_obs} cells."
+                )
+        seed = int(torch.randint(2**31 - 1, (1,))) if seed is None else seed
+        logger.info("Finding the number of categories of %d cells.", min(n_obs, MAX_SELECTION_CELLS))
+        some = np.random.default_rng(seed).permutation(n_obs)[:MAX_SELECTION_CELLS]
+        values, batch = [], []
+        for tensors in self._make_data_loader(adata=self.adata, indices=some):
+            values.append(tensors[REGISTRY_KEYS.X_KEY].float())
+            batch.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
+        device = self.module.device
+
+        def encode(half: torch.Tensor) -> torch.Tensor:
+            return self.module.encoder_input(half.to(device), depth=0.5).cpu()
+
+        selection = select_n_categories(
+            torch.cat(values),
+            on_counts=self.module.on_counts,
+            encode=encode,
+            batch=torch.cat(batch),
+            candidates=candidates,
+            smallest=smallest,
+            seed=seed,
+        )
+        self.selection_ = selection.table.reset_index().to_dict(orient="list")
+        logger.info("Found %d categories, of %d numbers tried.", selection.n_categories, len(selection.table))
+        best = selection.table.loc[selection.n_categories]
+        if best["score"] < WEAK:
+            warnings.warn(
+                f"Two halves of the data agree on the category of {best['agreement']:.0%} of cells only, with "
+                f"{selection.n_categories} categories, and less with other numbers: there may be no distinct types.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return selection

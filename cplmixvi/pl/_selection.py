@@ -1,0 +1,112 @@
+"""Curves of how well halves of the data agree on each number of categories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cplmixvi._constants import SELECTION_KEY
+from cplmixvi.pl._common import dress, new_or_given, settle, style
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_INCHES_PER_DIGIT = 0.06
+_CHOSEN = {"color": "black", "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder": 0.5}
+
+
+def select_categories(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None = None) -> Axes:
+    """Draw how far halves of the data agree on each number of categories that was tried.
+
+    Above: the share of cells that two fits to independent halves of the data put into the same category, and the score,
+    which is what is left of it beyond chance. A dashed line marks the number with the highest score. Below: how many of
+    the categories are stable, that is, have mostly the same cells in both fits; a grey line is where all would be.
+
+    Parameters
+    ----------
+    adata
+        Seen by :func:`cplmixvi.tl.select_categories`, or annotated by a model that found its own number.
+    key
+        The ``key_added`` of that.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    The Axes with the score. Those of the stable categories are a child of it, below it.
+
+    Raises
+    ------
+    ValueError
+        If the selection is missing.
+    """
+    table = _read(adata, key)
+    tried = table["n_categories"]
+    chosen = int(tried[table["score"].argmax()])
+    with style():
+        ax = new_or_given(ax, (3.6, 3.2))
+        from seaborn import color_palette
+
+        blue = color_palette("colorblind")[0]
+        look = {"marker": "o", "markersize": 3, "linewidth": 1.2}
+        ax.plot(tried, table["agreement"], color="0.6", label="agreement: in the same category in both halves", **look)
+        ax.plot(tried, table["score"], color=blue, label="score: agreement beyond chance", **look)
+        ax.axvline(chosen, **_CHOSEN)
+        ax.set(ylim=(min(0.0, 1.05 * table["score"].min()), 1.02), ylabel="share of cells")
+        # Opaque, because the dashed line may pass behind it.
+        ax.legend(framealpha=1.0, edgecolor="none")
+        ax.set_title(f"{chosen} categories", loc="left")
+        stable = ax.inset_axes((0.0, -0.55, 1.0, 0.45), sharex=ax)
+        _draw_stable(stable, tried, table["n_stable"], chosen)
+        ax.tick_params(axis="x", which="both", labelbottom=False)
+        dress(ax)
+        settle(ax, n_rounds=8)
+        _number_axis(stable, tried, chosen)
+    return ax
+
+
+def _read(adata: AnnData, key: str) -> dict[str, np.ndarray]:
+    """Columns of what ``tl.select_categories`` wrote, each ``(n_tried,)``."""
+    result = adata.uns.get(key)
+    if not hasattr(result, "keys") or SELECTION_KEY not in result:
+        raise ValueError(
+            f"key={key!r} was given but adata.uns[{key!r}][{SELECTION_KEY!r}] is missing; "
+            f"run cplmixvi.tl.select_categories(adata, model, {key!r}) first."
+        )
+    return {name: np.asarray(column) for name, column in result[SELECTION_KEY].items()}
+
+
+def _draw_stable(ax: Axes, tried: np.ndarray, n_stable: np.ndarray, chosen: int) -> None:
+    """Draw the number of stable categories beside the number there is."""
+    everything = np.geomspace(tried[0], tried[-1], 200)
+    ax.plot(everything, everything, color="0.6", linewidth=0.8, zorder=0.5)
+    ax.annotate("all", (tried[0], tried[0]), (3, 3), textcoords="offset points", color="0.4", fontsize=7)
+    ax.plot(tried, n_stable, color="black", marker="o", markersize=3, linewidth=1.2)
+    ax.axvline(chosen, **_CHOSEN)
+    # The line of all categories is left behind where it would press the others to the ground.
+    top = max(1.0, 1.25 * n_stable.max())
+    ax.set_ylim(-0.05 * top, top)
+    ax.locator_params(axis="y", nbins=4, integer=True)
+    ax.set(xlabel="number of categories", ylabel="stable\ncategories")
+
+
+def _number_axis(ax: Axes, tried: np.ndarray, chosen: int) -> None:
+    """Make the axis logarithmic, with a tick at every number that was tried and labels where they have room."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+
+    low, high = np.log(tried[0] / 1.1), np.log(tried[-1] * 1.1)
+    ax.set_xscale("log")
+    ax.set_xlim(np.exp(low), np.exp(high))
+    width = ax.get_window_extent().width / ax.figure.dpi
+    labelled = [chosen]
+    for number in tried:
+        gaps = np.abs(np.log(number / np.array(labelled))) / (high - low) * width
+        # As wide as the number and a gap of one digit.
+        if gaps.min() >= _INCHES_PER_DIGIT * (len(str(number)) + 1):
+            labelled.append(int(number))
+    ax.xaxis.set_major_locator(FixedLocator(sorted(labelled)))
+    ax.xaxis.set_major_formatter(FixedFormatter([str(number) for number in sorted(labelled)]))
+    ax.xaxis.set_minor_locator(FixedLocator(tried))
+    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,79 @@
+"""How many categories? What was tried, and how well each number did, kept with the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from anndata import AnnData
+
+from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, ResultKeys
+from cplmixvi.tl._annotate import ORIGIN, check_key, is_ours, selection_entry
+
+if TYPE_CHECKING:
+    from cplmixvi.model import CplMixVI
+    from cplmixvi.train import Selection
+
+
+def select_categories(
+    adata: AnnData,
+    model: CplMixVI,
+    key_added: str = DEFAULT_KEY,
+    *,
+    candidates: Sequence[int] | None = None,
+    seed: int | None = None,
+) -> Selection:
+    """Write how far independent halves of the data agree on different numbers of categories.
+
+    What the model has found already, as it does in training where it was made without a number, is written as it is.
+    Otherwise, or where ``candidates`` or ``seed`` are given, :meth:`cplmixvi.CplMixVI.select_n_categories` is called:
+    it looks at the model's own cells, at most 5,000, and takes minutes for that many. The model need not be trained.
+
+    Parameters
+    ----------
+    adata
+        Where to write.
+    model
+        A model of these cells.
+    key_added
+        Name of the result. It may have an annotation already, to which this is added; if not, :func:`annotate` adds
+        one to this.
+    candidates
+        Numbers to try, each from 2 to the number of cells; as many as are worth trying if `None`.
+    seed
+        Source of all randomness; drawn from the global generator if `None`.
+
+    Returns
+    -------
+    Selection
+        ``n_categories``, the number with the highest score, and ``table``, one row per number that was tried.
+
+        Written: ``uns[key]["selection"]``, a dict of arrays ``(n_tried,)``: ``n_categories``, int64, ascending, and
+        float64 ``score``, ``agreement``, ``ari``, ``similarity`` and ``n_stable`` (see
+        :class:`cplmixvi.train.Selection`).
+
+    Raises
+    ------
+    ValueError
+        If ``key_added`` is not a valid name, ``uns[key]`` is of another origin, a candidate is out of range, or the
+        model has neither a selection nor an AnnData.
+
+    Warns
+    -----
+    UserWarning
+        If halves of the data hardly agree, whatever the number.
+    """
+    check_key(key_added)
+    keys = ResultKeys(key_added)
+    earlier = adata.uns.get(keys.uns, {"origin": ORIGIN})
+    if not is_ours(earlier):
+        raise ValueError(
+            f"uns[{keys.uns!r}] exists already and was not written by cplmixvi; pass another key_added, "
+            "or delete it first."
+        )
+    selection = model.selection if candidates is None and seed is None else None
+    if selection is None:
+        selection = model.select_n_categories(candidates, seed=seed)
+    # A new entry rather than a change of the old one, which a view of an AnnData would lose.
+    adata.uns[keys.uns] = {**earlier, SELECTION_KEY: selection_entry(selection)}
+    return selection

@@ -1,0 +1,148 @@
+"""The number of categories that halves of the data agree on."""
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from anndata import AnnData
+
+import cplmixvi as cpl
+from cplmixvi.train import _selection
+from cplmixvi.train._selection import select_n_categories
+
+
+def encode(half):
+    return torch.log1p(half * (1_000 / half.sum(1, keepdim=True).clamp_min(1)))
+
+
+@pytest.fixture(scope="module")
+def counts(make_counts):
+    return torch.from_numpy(make_counts(n_obs=600, n_vars=80, n_types=4).X.toarray()).float()
+
+
+@pytest.mark.parametrize("n_types", [3, 6])
+def test_well_separated_types_are_counted(make_counts, n_types):
+    x = torch.from_numpy(make_counts(n_obs=900, n_vars=90, n_types=n_types, seed=1).X.toarray()).float()
+    selection = select_n_categories(x, on_counts=True, encode=encode, n_splits=2)
+    assert abs(selection.n_categories - n_types) <= 1
+    best = selection.table.loc[selection.n_categories]
+    assert best["agreement"] > 0.9
+    assert best["score"] == selection.table["score"].max()
+    assert best["score"] == pytest.approx(best["agreement"] - 1 / selection.n_categories)
+    assert best["n_stable"] > n_types - 1.5
+
+
+def test_genes_are_halved_where_values_are_not_counts(counts):
+    selection = select_n_categories(encode(counts), on_counts=False, candidates=[2, 4, 12], n_splits=2)
+    assert selection.n_categories == 4
+    assert list(selection.table.index) == [2, 4, 12]
+
+
+def test_halves_of_counts_add_up_and_share_no_noise():
+    x = torch.poisson(torch.full((4_000, 2), 5.0), generator=torch.Generator().manual_seed(0))
+    first, second = _selection._halves(x, True, torch.Generator().manual_seed(1))
+    assert torch.equal(first + second, x)
+    assert first.mean() == pytest.approx(2.5, abs=0.1)
+    # Thinned copies of a Poisson count are correlated, complementary halves are not.
+    assert abs(torch.corrcoef(torch.stack([first[:, 0], second[:, 0]]))[0, 1]) < 0.05
+
+
+def test_halves_of_genes_are_disjoint_and_one_gene_is_no_trouble():
+    x = torch.arange(12.0).reshape(2, 6)
+    first, second = _selection._halves(x, False, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat([first[0], second[0]]).tolist()) == x[0].tolist()
+    one = select_n_categories(torch.randn(40, 1), on_counts=False, n_splits=1)
+    assert one.n_categories == 2
+
+
+def test_noise_has_no_types():
+    x = torch.poisson(torch.full((400, 50), 3.0), generator=torch.Generator().manual_seed(0))
+    selection = select_n_categories(x, on_counts=True, encode=encode, candidates=[2, 3, 5], n_splits=2)
+    assert selection.table["score"].max() < 0.25
+    assert selection.table["n_stable"].max() < 1
+
+
+def test_agreement_of_labels_is_measured_after_matching():
+    labels = np.repeat([0, 1, 2], 10)
+    renamed = np.array([2, 0, 1])[labels]
+    same = _selection._agreement([labels, renamed], 3)
+    assert same["agreement"] == same["ari"] == same["similarity"] == 1
+    assert same["n_stable"] == 3
+    assert same["score"] == pytest.approx(2 / 3)
+    merged = np.where(labels == 2, 1, labels)
+    half = _selection._agreement([labels, merged], 3)
+    assert half["agreement"] == pytest.approx(2 / 3)
+    # 1 for the first, 10 of 20 cells for the second, nothing for the third.
+    assert half["similarity"] == pytest.approx(0.5)
+    assert half["n_stable"] == 1
+
+
+def test_the_search_climbs_while_there_is_hope_and_looks_around_the_best():
+    tried = []
+
+    def score(k):
+        tried.append(k)
+        return 1 - abs(k - 23) / 100
+
+    _selection._search(score, 2, 150)
+    assert max(tried, key=lambda k: 1 - abs(k - 23) / 100) in range(22, 25)
+    assert max(tried) < 60
+    assert len(tried) == len(set(tried))
+    tried.clear()
+    _selection._search(score, 5, 6)
+    assert tried == [5, 6]
+
+
+def test_same_seed_same_table(counts):
+    runs = [
+        select_n_categories(counts[:200], on_counts=True, encode=encode, candidates=[3, 4], n_splits=1, seed=s)
+        for s in (3, 3, 4)
+    ]
+    assert runs[0].table.equals(runs[1].table)
+    assert not runs[0].table.equals(runs[2].table)
+
+
+def test_a_model_without_a_number_finds_one_keeps_it_and_survives_files(make_counts, tmp_path):
+    adata = make_counts(n_obs=400, n_vars=80, n_types=3)
+    scvi.settings.seed = 0
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    model = cpl.CplMixVI(adata, n_hidden=16)
+    bound = model.n_categories
+    assert model.selection is None
+    model.train(max_epochs=5, enable_progress_bar=False)
+    found = model.n_categories
+    assert 2 <= found <= 5 < bound
+    assert model.selection.n_categories == found == model.module.n_categories
+    assert f"n_categories: {found}" in model.summary_string
+    assert model.predict(soft=True).shape == (400, found)
+    model.save(tmp_path / "model")
+    loaded = cpl.CplMixVI.load(tmp_path / "model", adata)
+    assert loaded.n_categories == found
+    assert loaded.selection.table.equals(model.selection.table)
+    assert (loaded.predict() == model.predict()).all()
+    # More training does not change the number.
+    model.train(max_epochs=1, enable_progress_bar=False)
+    assert model.n_categories == found
+
+
+def test_a_given_number_is_kept_and_can_be_looked_into(make_counts):
+    adata = make_counts(n_obs=200, n_vars=60, n_types=3)
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    model = cpl.CplMixVI(adata, n_categories=5, n_hidden=8)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    assert model.n_categories == 5
+    assert model.selection is None
+    selection = model.select_n_categories([3, 2, 3], seed=1)
+    assert list(selection.table.index) == [2, 3]
+    assert model.n_categories == 5
+    for wrong in ([], [1, 2], [500]):
+        with pytest.raises(ValueError, match="candidates"):
+            model.select_n_categories(wrong)
+
+
+def test_a_warning_where_there_are_no_types():
+    rng = np.random.default_rng(0)
+    adata = AnnData(rng.poisson(3.0, (300, 40)).astype(np.float32))
+    cpl.CplMixVI.setup_anndata(adata)
+    with pytest.warns(UserWarning, match="may be no distinct types"):
+        cpl.CplMixVI(adata, n_hidden=8).select_n_categories([2, 3])
