@@ -79,7 +79,7 @@ def test_a_member_that_disagrees_takes_its_share(cells, guide):
 def test_an_opinion_is_the_posterior_of_its_fit(cells):
     _, x = cells
     batch = torch.zeros(len(x), dtype=torch.long)
-    projections = [Projection(x, batch, 6, scaling, 0) for scaling in (0.0, 1.0)]
+    projections = [Projection(x, batch, 6, scaling) for scaling in (0.0, 1.0)]
     points = [projections[0](x, batch)[:, :3], projections[0](x, batch), projections[1](x, batch)[:, :3]]
     fitter = SharedCovarianceMixture(4)
     found = fitter.fit(points)
@@ -177,10 +177,10 @@ def test_categories_of_labels_come_first_and_in_their_order(cells):
 def test_scaling_runs_from_a_genes_own_deviation_to_the_usual_one(cells):
     _, x = cells
     batch = torch.zeros(len(x), dtype=torch.long)
-    own, usual = (Projection(x, batch, 5, scaling, 0).scale for scaling in (0.0, 1.0))
+    own, usual = (Projection(x, batch, 5, scaling).scale for scaling in (0.0, 1.0))
     assert torch.allclose(own, x.std(0, unbiased=False).clamp_min(1e-6), rtol=1e-4)
     assert usual.std() < own.std()
-    between = Projection(x, batch, 5, 0.5, 0).scale
+    between = Projection(x, batch, 5, 0.5).scale
     assert torch.allclose(between, (own * usual).sqrt(), rtol=1e-4)
 
 
@@ -188,7 +188,7 @@ def test_batches_are_centred(cells):
     _, x = cells
     batch = torch.arange(len(x)) % 2
     shifted = x + 3.0 * batch[:, None]
-    plain, corrected = Projection(x, batch, 5, 0.0, 0), Projection(shifted, batch, 5, 0.0, 0)
+    plain, corrected = Projection(x, batch, 5, 0.0), Projection(shifted, batch, 5, 0.0)
     assert torch.allclose(plain.mean[1] + 3.0, corrected.mean[1], atol=1e-4)
     gap = corrected(shifted, batch)[batch == 1].mean(0) - corrected(shifted, batch)[batch == 0].mean(0)
     assert gap.abs().max() < 1e-3
@@ -196,7 +196,7 @@ def test_batches_are_centred(cells):
 
 def test_a_batch_that_projections_have_not_seen_is_centred_on_all_cells():
     x = torch.arange(8.0).reshape(4, 2)
-    projection = Projection(x, torch.tensor([0, 0, 2, 2]), 1, 0.0, 0)
+    projection = Projection(x, torch.tensor([0, 0, 2, 2]), 1, 0.0)
     assert torch.allclose(projection.mean[0], x[:2].mean(0))
     assert torch.allclose(projection.mean[2], x[2:].mean(0))
     for unseen in (1, 3, 9):

@@ -77,8 +77,8 @@ class SelectionMixin:
             candidates = sorted({int(k) for k in candidates})
             if not candidates or candidates[0] < smallest or candidates[-1] > n_obs:
                 raise ValueError(
-                    f"candidates={candidates} must be numbers from {smallest} (the number of labels, and at least 2) to "
-                    f"the {n_obs} cells."
+                    f"candidates={candidates} must be numbers from {smallest} (the labels, at least 2) to the "
+                    f"{n_obs} cells."
                 )
         seed = int(torch.randint(2**31 - 1, (1,))) if seed is None else seed
         logger.info("Finding the number of categories of %d cells.", min(n_obs, MAX_SELECTION_CELLS))

@@ -175,7 +175,7 @@ def _views_of_halves(
         dimensions = possible(DIMENSIONS, len(seen), log_values.shape[1])
         dimensions = dimensions[index % 2 :: 2] or dimensions
         scaling = SCALINGS[index % len(SCALINGS)]
-        projection = Projection(log_values[seen], batch[seen], max(dimensions), scaling, seed % 2**31)
+        projection = Projection(log_values[seen], batch[seen], max(dimensions), scaling)
         z = projection(log_values, batch)
         views.append(_View([z[:, :d] for d in dimensions], seen, 2 * index + side))
     return views

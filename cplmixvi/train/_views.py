@@ -34,6 +34,8 @@ SCALINGS = (0.5, 0.0, 1.0)
 MEMBERS = 3
 MEMBER_SHARE = 0.8
 MEMBER_CELLS = 4_000
+#: Above, principal components are approximated.
+MAX_GENES_EXACT = 2_500
 
 
 class Projection(nn.Module):
@@ -54,23 +56,18 @@ class Projection(nn.Module):
         Coordinates.
     scaling
         :math:`\gamma` in ``[0, 1]``.
-    seed
-        Of the randomised decomposition.
     """
 
-    def __init__(
-        self,
-        x: torch.Tensor,
-        batch: torch.Tensor,
-        n_components: int,
-        scaling: float,
-        seed: int,
-    ):
+    def __init__(self, x: torch.Tensor, batch: torch.Tensor, n_components: int, scaling: float):
         super().__init__()
         # The last row has no cells, so it is the mean of all: for batches that these cells do not reach.
         self.register_buffer("mean", _batch_means(x, batch, int(batch.max()) + 2))
         self.register_buffer("scale", _scale(x, scaling))
-        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(self._standardise(x, batch).numpy())
+        # Exact where that is cheap: randomised components beyond the first ten differ from seed to seed, and so would
+        # the optimum of a mixture in them.
+        exact = x.shape[1] <= MAX_GENES_EXACT and len(x) > 1
+        pca = PCA(n_components, svd_solver="covariance_eigh" if exact else "randomized", random_state=0)
+        pca.fit(self._standardise(x, batch).numpy())
         self.register_buffer("axes", torch.from_numpy(np.ascontiguousarray(pca.components_.T, dtype=np.float32)))
 
     def _standardise(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -213,7 +210,7 @@ def fit_views(
     ]
     votes = [member(x, batch) for member in committee]
     dimensions = possible(dimensions, len(x), x.shape[1])
-    projections = [Projection(x, batch, max(dimensions), scaling, seed) for scaling in scalings]
+    projections = [Projection(x, batch, max(dimensions), scaling) for scaling in scalings]
     fitter = SharedCovarianceMixture(n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     source = [index for index in range(len(projections)) for _ in dimensions]
     points = [projection(x, batch)[:, :d] for projection in projections for d in dimensions]
@@ -270,7 +267,7 @@ def fit_member(
     rows = some_rows(n, n_seen, known, generator=generator)
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
-    projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)], seed % 2**31)
+    projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)])
     fitter = SharedCovarianceMixture(n_categories, generator=generator, **{"n_moves": 5, **mixture_options})
     z = projection(x[rows], batch[rows])
     fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
