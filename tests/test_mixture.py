@@ -258,7 +258,7 @@ def test_moves_never_make_a_fit_less_likely(seed):
     model = SharedCovarianceMixture(6, n_moves=8, generator=generator)
     start = one_hot(torch.randint(6, (400,), generator=generator), 6)
     before = model.maximise(views, start, n_iterations=30)
-    after = model._move(views, before)
+    after = model._move(views, before, model.n_moves)
     assert after.log_likelihood >= before.log_likelihood
     # What is kept is what was judged.
     assert torch.allclose(model.posterior(views, after), after.posterior, atol=1e-5)
@@ -276,12 +276,12 @@ def test_moves_are_counted_and_never_pair_a_component_with_itself(monkeypatch):
         return maximise(views, posterior, **kwargs)
 
     monkeypatch.setattr(model, "maximise", spy)
-    model._move([x], fit)
+    model._move([x], fit, model.n_moves)
     # One component cut and the other removed, either way.
     assert emptied == [False, False]
     emptied.clear()
     model.n_moves = 1
-    model._move([x], fit)
+    model._move([x], fit, model.n_moves)
     assert len(emptied) == 1
 
 

@@ -23,6 +23,8 @@ from ._labels import certain, importance, labelled, some_rows
 _POINTS_PER_COMPONENT = 60
 #: Pairs that a round of moves tries before it gives up.
 _TRIES = 12
+#: Starts that moves are made from.
+_BEST = 3
 #: Components whose own covariance is looked at for a point; the shared covariance says which are near enough.
 _N_NEAREST = 12
 
@@ -154,11 +156,13 @@ class SharedCovarianceMixture:
             rows = some_rows(n, n_search, known, generator=self.generator)
         some, of_some = [view[rows] for view in views], None if known is None else known[rows]
         begun = self._starts(some, of_some) if starts is None else [start[rows] for start in starts]
-        best = max(
-            (self.maximise(some, start, n_iterations=30, known=of_some) for start in begun),
-            key=lambda found: found.log_likelihood,
-        )
-        best = self._move(some, best, of_some)
+        found = [self.maximise(some, start, n_iterations=30, known=of_some) for start in begun]
+        found = sorted(found, key=lambda fit: fit.log_likelihood)[-_BEST:]
+        # Moves change one pair at a time, which does not lead out of every optimum: so from several, and on from the
+        # best of what they reach.
+        few = self.n_moves // (_BEST + 1)
+        best = max((self._move(some, fit, few, of_some) for fit in found), key=lambda fit: fit.log_likelihood)
+        best = self._move(some, best, self.n_moves - few * len(found), of_some)
         return self.maximise(views, self.posterior(views, best), n_iterations=30, known=known)
 
     def posterior(self, views: Sequence[torch.Tensor], fit: Fit) -> torch.Tensor:
@@ -293,15 +297,15 @@ class SharedCovarianceMixture:
             precision.append((self.dof + d) / (self.dof + distance2))
         return log_p, precision
 
-    def _move(self, views: Sequence[torch.Tensor], fit: Fit, known: torch.Tensor | None = None) -> Fit:
+    def _move(self, views: Sequence[torch.Tensor], fit: Fit, budget: int, known: torch.Tensor | None = None) -> Fit:
         """Take a component away and cut another in two while that makes the fit likelier.
 
         What a cut would gain is found by expectation maximisation on the component's own points, what taking away would
         lose by giving its points to the others. The most promising pairs are tried on all points. Components that are
         known for some point stay, and of their halves that with most of these points keeps their name.
         """
-        budget, tried = self.n_moves if self.n_components > 1 else 0, set()
-        while budget > 0:
+        tried = set()
+        while budget > 0 and self.n_components > 1:
             log_p = certain(self._log_joint(views, fit.mixtures, fit.weight)[0], known)
             loss = _removal_loss(log_p)
             cuts = [self._cut(views, fit, log_p, k) for k in range(self.n_components)]

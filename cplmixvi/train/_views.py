@@ -31,7 +31,7 @@ DIMENSIONS = (10, 15, 20, 25)
 #: How much of the usual standard deviation, rather than its own, a gene is divided by; one entry per arm, in turn.
 SCALINGS = (0.5, 0.0, 1.0)
 #: Members of the committee for every projection of the answer, share of the cells that each sees, and at most so many.
-MEMBERS = 3
+MEMBERS = 5
 MEMBER_SHARE = 0.8
 MEMBER_CELLS = 4_000
 #: Above, principal components are approximated.
