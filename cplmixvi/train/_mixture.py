@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ._gaussian import inverse_root, mahalanobis2, mean_precision, moments, ridge_of
 from ._labels import certain, importance, labelled, some_rows
 
 #: Points per component that a search looks at, so that rare types are among them.
@@ -25,8 +26,6 @@ _POINTS_PER_COMPONENT = 60
 _TRIES = 12
 #: Starts that moves are made from.
 _BEST = 3
-#: Components whose own covariance is looked at for a point; the shared covariance says which are near enough.
-_N_NEAREST = 12
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ class SharedCovarianceMixture:
         n, d = x.shape
         weighted = posterior * precision
         size = posterior.sum(0).double() + 1e-8
-        ridge = _ridge(x)
+        ridge = ridge_of(x)
         if math.isinf(shrinkage):
             # All scatters at once: the weights of a point's components add up.
             mass = weighted.sum(0).double() + 1e-8
@@ -265,14 +264,14 @@ class SharedCovarianceMixture:
             pooled = ((x.T * weighted.sum(1)) @ x).double() - (mean.T * mass) @ mean
             shared = pooled / n + ridge
             return Mixture(mean.float(), shared[None], shared), 0.0
-        mean, scatter = _moments(x, weighted)
+        mean, scatter = moments(x, weighted)
         if shared is None:
             shared = scatter.sum(0) / n + ridge
         kappa = shrinkage * n / self.n_components
         for step in range(3):
             covariance = (scatter + kappa * shared) / (size + kappa)[:, None, None] + ridge
             if step < 2:
-                shared = torch.cholesky_inverse(_mean_precision(covariance))
+                shared = torch.cholesky_inverse(mean_precision(covariance))
         # Kullback-Leibler divergences from the shared covariance: what shrinking maximises beside the fit.
         factor = torch.linalg.cholesky(covariance)
         trace = torch.einsum("kij,ji->k", torch.cholesky_inverse(factor), shared)
@@ -357,11 +356,13 @@ class SharedCovarianceMixture:
             size = posterior.sum(0) + 1e-8
             parts = []
             for x, p, mixture in zip(points, precision, fit.mixtures, strict=True):
-                mean, scatter = _moments(x, posterior * p)
+                mean, scatter = moments(x, posterior * p)
                 if math.isinf(kappa):
                     covariance = mixture.shared[None]
                 else:
-                    covariance = (scatter + kappa * mixture.shared) / (size.double() + kappa)[:, None, None] + _ridge(x)
+                    covariance = (scatter + kappa * mixture.shared) / (size.double() + kappa)[:, None, None] + ridge_of(
+                        x
+                    )
                 parts.append(Mixture(mean.float(), covariance, mixture.shared))
             log_two, precision = self._log_joint(points, parts, size / len(log_p))
             total = torch.cat([others, log_two], dim=1).logsumexp(1, keepdim=True)
@@ -416,64 +417,6 @@ def _named_first(halves: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
     return halves.flip(1) if in_second > in_first else halves
 
 
-def _mean_precision(covariance: torch.Tensor) -> torch.Tensor:
-    """Cholesky factor of the mean of the inverses of ``(K, d, d)`` covariances, ``(d, d)``."""
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)).mean(0))
-
-
-def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
-    """Squared Mahalanobis distances to every component, ``(n, K)``.
-
-    Where components are many, those that are not among a point's nearest by the shared covariance get their distance by
-    that, or that of the farthest near one if it is larger: they get no say in the posterior, and cost no time.
-
-    Parameters
-    ----------
-    x
-        Points, ``(n, d)``.
-    mean
-        ``(K, d)``.
-    whitening
-        Of every component, ``(K, d, d)``, or ``(1, d, d)`` if it is ``root``.
-    root
-        Of the shared covariance, ``(d, d)``.
-    """
-    z, centres = x @ root, mean @ root
-    rough = (z.square().sum(1, keepdim=True) - 2 * z @ centres.T + centres.square().sum(1)).clamp_min(0)
-    if len(whitening) == 1:
-        return rough
-    is_near = None
-    if len(whitening) > 2 * _N_NEAREST:
-        nearest = rough.topk(_N_NEAREST, dim=1, largest=False).indices
-        is_near = torch.zeros_like(rough, dtype=torch.bool).scatter_(1, nearest, True)
-    distance2 = torch.full_like(rough, -1.0)
-    for k, factor in enumerate(whitening):
-        rows = slice(None) if is_near is None else is_near[:, k].nonzero().squeeze(1)
-        distance2[rows, k] = ((x[rows] - mean[k]) @ factor).square().sum(1)
-    if is_near is not None:
-        distance2 = torch.where(is_near, distance2, torch.maximum(rough, distance2.amax(1, keepdim=True)))
-    return distance2
-
-
-def _moments(x: torch.Tensor, weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted means ``(K, d)`` and scatter about them ``(K, d, d)``, float64; rows of no weight are skipped."""
-    mass = weighted.sum(0).double() + 1e-8
-    mean = (weighted.T @ x).double() / mass[:, None]
-    scatter = []
-    for centre, weight in zip(mean.float(), weighted.T, strict=True):
-        rows = (weight > 1e-4).nonzero().squeeze(1)
-        # Centred first: a difference of squares in single precision can have a negative eigenvalue.
-        points = x[rows] - centre
-        scatter.append(((points.T * weight[rows]) @ points).double())
-    return mean, torch.stack(scatter)
-
-
-def _ridge(x: torch.Tensor) -> torch.Tensor:
-    """What is added to every covariance of points ``x``, ``(d, d)``, float64."""
-    # The second part is for data that do not vary at all, such as a single gene's share of itself.
-    return (1e-5 * x.double().square().mean() + 1e-8) * torch.eye(x.shape[1], dtype=torch.float64)
-
-
 def _without(log_p: torch.Tensor, gone: int) -> torch.Tensor:
     """Posterior ``(n, K)`` if component ``gone`` did not exist."""
     return torch.softmax(log_p.index_fill(1, torch.tensor([gone]), -math.inf), dim=1)
@@ -483,10 +426,3 @@ def _removal_loss(log_p: torch.Tensor) -> torch.Tensor:
     """What the mean log-likelihood loses when a component is taken away and the others stay as they are, ``(K,)``."""
     posterior = torch.softmax(log_p, dim=1).double()
     return -torch.log1p(-posterior.clamp(max=1 - 1e-12)).mean(0).float()
-
-
-def inverse_root(covariance: torch.Tensor) -> torch.Tensor:
-    """``w`` with ``w.T @ covariance @ w`` the identity, ``(..., d, d)``."""
-    factor = torch.linalg.cholesky(covariance)
-    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT.contiguous()

@@ -22,8 +22,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from torch import nn
 
+from ._gaussian import mahalanobis2
 from ._labels import some_rows
-from ._mixture import Fit, Mixture, SharedCovarianceMixture, mahalanobis2
+from ._mixture import Fit, Mixture, SharedCovarianceMixture
 
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
 CLIP = 10.0

@@ -1,0 +1,73 @@
+"""Means, covariances and distances of many Gaussian components at once."""
+
+from __future__ import annotations
+
+import torch
+
+#: Components whose own covariance is looked at for a point; the shared covariance says which are near enough.
+_N_NEAREST = 12
+
+
+def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """Squared Mahalanobis distances to every component, ``(n, K)``.
+
+    Where components are many, those that are not among a point's nearest by the shared covariance get their distance by
+    that, or that of the farthest near one if it is larger: they get no say in the posterior, and cost no time.
+
+    Parameters
+    ----------
+    x
+        Points, ``(n, d)``.
+    mean
+        ``(K, d)``.
+    whitening
+        Of every component, ``(K, d, d)``, or ``(1, d, d)`` if it is ``root``.
+    root
+        Of the shared covariance, ``(d, d)``.
+    """
+    z, centres = x @ root, mean @ root
+    rough = (z.square().sum(1, keepdim=True) - 2 * z @ centres.T + centres.square().sum(1)).clamp_min(0)
+    if len(whitening) == 1:
+        return rough
+    is_near = None
+    if len(whitening) > 2 * _N_NEAREST:
+        nearest = rough.topk(_N_NEAREST, dim=1, largest=False).indices
+        is_near = torch.zeros_like(rough, dtype=torch.bool).scatter_(1, nearest, True)
+    distance2 = torch.full_like(rough, -1.0)
+    for k, factor in enumerate(whitening):
+        rows = slice(None) if is_near is None else is_near[:, k].nonzero().squeeze(1)
+        distance2[rows, k] = ((x[rows] - mean[k]) @ factor).square().sum(1)
+    if is_near is not None:
+        distance2 = torch.where(is_near, distance2, torch.maximum(rough, distance2.amax(1, keepdim=True)))
+    return distance2
+
+
+def moments(x: torch.Tensor, weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted means ``(K, d)`` and scatter about them ``(K, d, d)``, float64; rows of no weight are skipped."""
+    mass = weighted.sum(0).double() + 1e-8
+    mean = (weighted.T @ x).double() / mass[:, None]
+    scatter = []
+    for centre, weight in zip(mean.float(), weighted.T, strict=True):
+        rows = (weight > 1e-4).nonzero().squeeze(1)
+        # Centred first: a difference of squares in single precision can have a negative eigenvalue.
+        points = x[rows] - centre
+        scatter.append(((points.T * weight[rows]) @ points).double())
+    return mean, torch.stack(scatter)
+
+
+def mean_precision(covariance: torch.Tensor) -> torch.Tensor:
+    """Cholesky factor of the mean of the inverses of ``(K, d, d)`` covariances, ``(d, d)``."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)).mean(0))
+
+
+def ridge_of(x: torch.Tensor) -> torch.Tensor:
+    """What is added to every covariance of points ``x``, ``(d, d)``, float64."""
+    # The second part is for data that do not vary at all, such as a single gene's share of itself.
+    return (1e-5 * x.double().square().mean() + 1e-8) * torch.eye(x.shape[1], dtype=torch.float64)
+
+
+def inverse_root(covariance: torch.Tensor) -> torch.Tensor:
+    """``w`` with ``w.T @ covariance @ w`` the identity, ``(..., d, d)``."""
+    factor = torch.linalg.cholesky(covariance)
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT.contiguous()
