@@ -162,4 +162,4 @@ class FakeModel:
 
     def __init__(self):
         columns = {name: [0.5, 0.25] for name in ("score", "agreement", "ari", "similarity", "n_stable")}
-        self.selection = Selection(pd.DataFrame(columns, index=pd.Index([2, 3], name="n_categories")), 2)
+        self.selection = Selection(pd.DataFrame(columns, index=pd.Index([2, 3], name="n_categories")))

@@ -45,7 +45,6 @@ class LabelsField(CategoricalObsField):
         ------
         ValueError
             If a label has the name that is kept for unassigned cells.
-
         """
         labels = self._labels(adata)
         names = list(labels.categories)

@@ -34,7 +34,7 @@ class SelectionMixin:
             return None
         table = pd.DataFrame(self.selection_).set_index("n_categories")
         table.index = table.index.astype(int)
-        return Selection(table, int(table["score"].idxmax()))
+        return Selection(table)
 
     def select_n_categories(self, candidates: Sequence[int] | None = None, *, seed: int | None = None) -> Selection:
         """Find the number of categories on which independent halves of the data agree best.

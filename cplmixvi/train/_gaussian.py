@@ -6,6 +6,8 @@ import torch
 
 #: Components whose own covariance is looked at for a point; the shared covariance says which are near enough.
 _N_NEAREST = 12
+#: Points, such as those of a minibatch, for which all components at once take less time than one after the other.
+_FEW_POINTS = 1_000
 
 
 def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
@@ -33,10 +35,14 @@ def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, r
     if len(whitening) > 2 * _N_NEAREST:
         nearest = rough.topk(_N_NEAREST, dim=1, largest=False).indices
         is_near = torch.zeros_like(rough, dtype=torch.bool).scatter_(1, nearest, True)
-    distance2 = torch.full_like(rough, -1.0)
-    for k, factor in enumerate(whitening):
-        rows = slice(None) if is_near is None else is_near[:, k].nonzero().squeeze(1)
-        distance2[rows, k] = ((x[rows] - mean[k]) @ factor).square().sum(1)
+    if len(x) <= _FEW_POINTS:
+        distance2 = ((x - mean[:, None]) @ whitening).square().sum(-1).T
+        distance2 = distance2 if is_near is None else distance2.where(is_near, -1.0)
+    else:
+        distance2 = torch.full_like(rough, -1.0)
+        for k, factor in enumerate(whitening):
+            rows = slice(None) if is_near is None else is_near[:, k].nonzero().squeeze(1)
+            distance2[rows, k] = ((x[rows] - mean[k]) @ factor).square().sum(1)
     if is_near is not None:
         distance2 = torch.where(is_near, distance2, torch.maximum(rough, distance2.amax(1, keepdim=True)))
     return distance2

@@ -221,7 +221,7 @@ class SharedCovarianceMixture:
         return Fit(mixtures, weight, posterior, log_likelihood)
 
     def _starts(self, views: Sequence[torch.Tensor], known: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Posteriors of the two likeliest fits with one covariance, each found in one view."""
+        """Posterior of the likeliest fit with one covariance in every view, for as many views as there are starts."""
         found = []
         for index in range(self.n_starts):
             x = views[index % len(views)]

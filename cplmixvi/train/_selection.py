@@ -54,12 +54,14 @@ class Selection:
         - ``similarity``: of a category to its partner (Jaccard index: cells in both over cells in either), mean over
           categories;
         - ``n_stable``: categories with a similarity of at least 0.6.
-    n_categories
-        The number with the highest score.
     """
 
     table: pd.DataFrame
-    n_categories: int
+
+    @property
+    def n_categories(self) -> int:
+        """The number with the highest score."""
+        return int(self.table["score"].idxmax())
 
 
 def select_n_categories(
@@ -94,7 +96,7 @@ def select_n_categories(
         Numbers to try. By default numbers that grow by a fifth, up to a twentieth of the cells (at most 150) or until
         three in a row are clearly worse than the best, and then those around the best.
     smallest
-        Smallest number that is tried by default.
+        Smallest number that is tried by default, at least 2.
     n_splits
         Pairs of halves.
     seed
@@ -115,14 +117,13 @@ def select_n_categories(
         return rows[k]["score"]
 
     if candidates is None:
-        largest = max(2, smallest, min(_LARGEST, len(x) // _CELLS_PER_CATEGORY))
-        _search(score, min(max(2, smallest), largest), largest)
+        _search(score, smallest, max(smallest, min(_LARGEST, len(x) // _CELLS_PER_CATEGORY)))
     else:
         for k in candidates:
             score(k)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS).sort_index()
     table.index.name = "n_categories"
-    return Selection(table, int(table["score"].idxmax()))
+    return Selection(table)
 
 
 def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
