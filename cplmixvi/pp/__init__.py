@@ -6,6 +6,7 @@ from cplmixvi.pp._checks import (
     check_n_categories,
     check_setup,
     check_values,
+    is_whole,
 )
 from cplmixvi.pp._genes import select_genes
 from cplmixvi.pp._values import as_csr, library_size, log_normalize
@@ -17,6 +18,7 @@ __all__ = [
     "check_n_categories",
     "check_setup",
     "check_values",
+    "is_whole",
     "library_size",
     "log_normalize",
     "select_genes",

@@ -57,10 +57,14 @@ def check_likelihood(likelihood: str) -> None:
         )
 
 
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_n_categories(n_categories: int, n_obs: int, labels: Sequence[str] = ()) -> None:
     """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells, and one per label."""
-    whole = isinstance(n_categories, int | np.integer) and not isinstance(n_categories, bool)
-    if not whole or not 1 <= n_categories <= n_obs:
+    if not is_whole(n_categories) or not 1 <= n_categories <= n_obs:
         raise ValueError(
             f"n_categories={n_categories!r} given for {n_obs} cells, a whole number from 1 to {n_obs} is needed: lower "
             f"n_categories, or leave it out"

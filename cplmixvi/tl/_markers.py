@@ -155,9 +155,7 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
 
 
 def _check_n_genes(n_genes: int | None) -> None:
-    if n_genes is None:
-        return
-    if not isinstance(n_genes, int | np.integer) or isinstance(n_genes, bool) or n_genes < 1:
+    if n_genes is not None and (not pp.is_whole(n_genes) or n_genes < 1):
         raise ValueError(
             f"n_genes={n_genes!r} was given; give a whole number of at least 1, or leave it out for all genes."
         )

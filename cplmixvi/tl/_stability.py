@@ -202,7 +202,7 @@ def _jaccard(codes: np.ndarray, found: np.ndarray, n_categories: int) -> np.ndar
 
 
 def _check_options(n_repeats: int, subsample: float, seed: int) -> None:
-    if not isinstance(n_repeats, int | np.integer) or isinstance(n_repeats, bool) or n_repeats < 1:
+    if not pp.is_whole(n_repeats) or n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats!r} was given; give a whole number of refits, at least 1.")
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed={seed!r} was given; give a whole number, at least 0.")
