@@ -9,7 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
 from cplmixvi.train._gaussian import inverse_root, mahalanobis2
-from cplmixvi.train._mixture import Fit, SharedCovarianceMixture
+from cplmixvi.train._em import Fit
+from cplmixvi.train._mixture import SharedCovarianceMixture
 
 
 def blobs(n=600, d=4, k=4, spread=6.0, seed=0, stretch=1.0):

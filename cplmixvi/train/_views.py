@@ -24,7 +24,8 @@ from torch import nn
 
 from ._gaussian import mahalanobis2
 from ._labels import some_rows
-from ._mixture import Fit, Mixture, SharedCovarianceMixture
+from ._em import Fit, Mixture
+from ._mixture import SharedCovarianceMixture
 
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
 CLIP = 10.0
