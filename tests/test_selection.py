@@ -7,7 +7,7 @@ import torch
 from anndata import AnnData
 
 import cplmixvi as cpl
-from cplmixvi.train import _selection
+from cplmixvi.train import _halves, _selection
 from cplmixvi.train._selection import select_n_categories
 
 
@@ -40,7 +40,7 @@ def test_genes_are_halved_where_values_are_not_counts(counts):
 
 def test_halves_of_counts_add_up_and_share_no_noise():
     x = torch.poisson(torch.full((4_000, 2), 5.0), generator=torch.Generator().manual_seed(0))
-    first, second = _selection._halves(x, True, torch.Generator().manual_seed(1))
+    first, second = _halves.halves(x, True, torch.Generator().manual_seed(1))
     assert torch.equal(first + second, x)
     assert first.mean() == pytest.approx(2.5, abs=0.1)
     # Thinned copies of a Poisson count are correlated, complementary halves are not.
@@ -49,7 +49,7 @@ def test_halves_of_counts_add_up_and_share_no_noise():
 
 def test_halves_of_genes_are_disjoint_and_one_gene_is_no_trouble():
     x = torch.arange(12.0).reshape(2, 6)
-    first, second = _selection._halves(x, False, torch.Generator().manual_seed(0))
+    first, second = _halves.halves(x, False, torch.Generator().manual_seed(0))
     assert sorted(torch.cat([first[0], second[0]]).tolist()) == x[0].tolist()
     one = select_n_categories(torch.randn(40, 1), on_counts=False, n_splits=1)
     assert one.n_categories == 2
@@ -65,12 +65,12 @@ def test_noise_has_no_types():
 def test_agreement_of_labels_is_measured_after_matching():
     labels = np.repeat([0, 1, 2], 10)
     renamed = np.array([2, 0, 1])[labels]
-    same = _selection._agreement([labels, renamed], 3)
+    same = _halves.agreement([labels, renamed], 3)
     assert same["agreement"] == same["ari"] == same["similarity"] == 1
     assert same["n_stable"] == 3
     assert same["score"] == pytest.approx(2 / 3)
     merged = np.where(labels == 2, 1, labels)
-    half = _selection._agreement([labels, merged], 3)
+    half = _halves.agreement([labels, merged], 3)
     assert half["agreement"] == pytest.approx(2 / 3)
     # 1 for the first, 10 of 20 cells for the second, nothing for the third.
     assert half["similarity"] == pytest.approx(0.5)

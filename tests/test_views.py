@@ -41,16 +41,16 @@ def test_views_find_the_types_and_members_use_the_same_names(cells, guide):
     # Two scalings, two numbers of dimensions each, and three members per scaling.
     assert len(guide.answer.projections) == 2
     assert [view.dimension for view in guide.answer.views] == [4, 8, 4, 8]
-    assert len(guide.committee) == 2 * MEMBERS
+    assert len(guide.committee) == 2 * MEMBERS["mixture"]
     opinions = guide.opinions(x)
-    assert opinions.shape == (1 + 2 * MEMBERS, 400, 4)
+    assert opinions.shape == (1 + 2 * MEMBERS["mixture"], 400, 4)
     for labels in opinions.argmax(-1):
         assert (labels == posterior.argmax(1)).float().mean() > 0.9
 
 
 def test_members_see_views_of_their_own(guide):
     seen = [[view.dimension for view in member.views] for member in guide.committee]
-    assert seen == [[4], [8]] * MEMBERS
+    assert seen == [[4], [8]] * MEMBERS["mixture"]
     scales = [member.projections[0].scale for member in guide.committee[:3]]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not torch.allclose(scales[one], scales[other], rtol=1e-2)

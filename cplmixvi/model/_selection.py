@@ -12,7 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
-from cplmixvi.train import MAX_SELECTION_CELLS, Selection, select_n_categories
+from cplmixvi.train import MAX_SELECTION_CELLS, Selection, half_encoder, select_n_categories
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +87,10 @@ class SelectionMixin:
         for tensors in self._make_data_loader(adata=self.adata, indices=some):
             values.append(tensors[REGISTRY_KEYS.X_KEY].float())
             batch.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
-        device = self.module.device
-
-        def encode(half: torch.Tensor) -> torch.Tensor:
-            return self.module.encoder_input(half.to(device), depth=0.5).cpu()
-
         selection = select_n_categories(
             torch.cat(values),
             on_counts=self.module.on_counts,
-            encode=encode,
+            encode=half_encoder(self.module),
             batch=torch.cat(batch),
             candidates=candidates,
             smallest=smallest,

@@ -1,5 +1,6 @@
 """How the arms are trained: minibatches, training plan and schedules."""
 
+from ._guide import half_encoder
 from ._plan import CplMixPlan
 from ._schedules import default_batch_size, default_max_epochs
 from ._selection import MAX_CELLS as MAX_SELECTION_CELLS
@@ -13,5 +14,6 @@ __all__ = [
     "Selection",
     "default_batch_size",
     "default_max_epochs",
+    "half_encoder",
     "select_n_categories",
 ]

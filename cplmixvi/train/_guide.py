@@ -10,8 +10,10 @@ from scvi import REGISTRY_KEYS
 
 from cplmixvi.module import CplMixVAE
 
+from ._choice import choose_start, n_cells_to_choose
+from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
-from ._views import SCALINGS, ViewConsensus, fit_views
+from ._views import FEW_CATEGORIES, SCALINGS, ViewConsensus, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
 MAX_CELLS = 20_000
@@ -45,12 +47,30 @@ def fit_guide(
     UserWarning
         If no training cell has one of the labels.
     """
-    values, codes, known = _read(module, batches, max_cells)
+    # Many categories: where the views start is chosen first, from values as they are.
+    n_raw = n_cells_to_choose(module.n_categories) if module.n_categories > FEW_CATEGORIES else 0
+    values, raw, codes, known = _read(module, batches, max_cells, n_raw)
     scalings = [SCALINGS[arm % len(SCALINGS)] for arm in range(module.n_arms)]
     # Drawn from the global generator, so that scvi-tools' seed decides here too.
     seed = int(torch.randint(2**31 - 1, (1,)))
-    guide = fit_views(values, module.n_categories, batch=codes, known=known, scalings=scalings, seed=seed)
+    start = "mixture"
+    # Communities do not know of labels.
+    if n_raw and known is None:
+        start = choose_start(
+            raw, module.n_categories, on_counts=module.on_counts, encode=half_encoder(module), batch=codes, seed=seed
+        )
+    del raw
+    guide = fit_views(values, module.n_categories, batch=codes, known=known, start=start, scalings=scalings, seed=seed)
     return guide.eval()
+
+
+def half_encoder(module: CplMixVAE) -> Encode:
+    """What the arms' encoders read of half of the molecules of cells."""
+
+    def encode(half: torch.Tensor) -> torch.Tensor:
+        return module.encoder_input(half.to(module.device), depth=0.5).cpu()
+
+    return encode
 
 
 def known_categories(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
@@ -62,10 +82,13 @@ def known_categories(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tor
 
 
 def _read(
-    module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Log values ``(n, n_genes)``, batch codes and known categories ``(n,)`` of the cells to fit views to."""
-    values, codes, known, n_cells = [], [], [], 0
+    module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int, n_raw: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Log values ``(n, n_genes)`` of the cells to fit views to, those of the first ``n_raw`` as they are, and codes.
+
+    The codes are of batches and of known categories, ``(n,)``.
+    """
+    values, raw, codes, known, n_cells = [], [], [], [], 0
     seen = torch.zeros(module.n_labels, dtype=torch.long)
     for tensors in batches:
         labels = known_categories(module, tensors)
@@ -76,6 +99,8 @@ def _read(
                 break
             rows = rare(labels.cpu(), seen).to(labels.device)
         x = tensors[REGISTRY_KEYS.X_KEY][rows].to(module.device).float()
+        if n_cells < n_raw:
+            raw.append(x.cpu())
         values.append(module.encoder_input(x).cpu())
         codes.append(tensors[REGISTRY_KEYS.BATCH_KEY][rows].view(-1).long().cpu())
         n_cells += len(values[-1])
@@ -90,4 +115,5 @@ def _read(
             UserWarning,
             stacklevel=2,
         )
-    return torch.cat(values), torch.cat(codes), torch.cat(known) if known else None
+    raw_values = torch.cat(raw) if raw else torch.empty(0, values[0].shape[1])
+    return torch.cat(values), raw_values, torch.cat(codes), torch.cat(known) if known else None

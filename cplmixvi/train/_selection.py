@@ -1,26 +1,20 @@
 """How many categories the cells have: as many as two independent halves of the data agree on best.
 
 Likelihoods grow with every category that follows the shape of a cloud more closely, on held-out cells too, so they do
-not tell types from pieces of types. And pieces of types come back in other samples of the cells, because the same genes
-are noisy in the same way. So the data are halved twice: into two sets of cells, and every cell into two halves that
-share none of its measurements (molecules, or genes where values are not counts). A fit to each labels all cells from
-its own half; what both find is in the cells and not in their noise.
+not tell types from pieces of types. What is found twice in halves that share no noise does: :mod:`._halves`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 
+from ._halves import COLUMNS, Encode, HalfView, agreement, views_of_halves
 from ._mixture import SharedCovarianceMixture
-from ._views import DIMENSIONS, SCALINGS, Projection, no_batch, possible
+from ._views import no_batch
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
 N_SPLITS = 4
@@ -31,12 +25,6 @@ _CELLS_PER_CATEGORY = 20
 _LARGEST = 150
 #: A number that scores so much below the best is worse, and not just unlucky.
 _MARGIN = 0.03
-#: Similarity (Jaccard index) of a category in two fits above which it is stable (Hennig 2007, Computational Statistics
-#: & Data Analysis 52:258).
-STABLE = 0.6
-_COLUMNS = ("score", "agreement", "ari", "similarity", "n_stable")
-
-Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,12 +96,12 @@ def select_n_categories(
     """
     x = torch.as_tensor(values[:MAX_CELLS], dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch[:MAX_CELLS]
-    views = [view for index in range(n_splits) for view in _views_of_halves(x, batch, on_counts, encode, index, seed)]
+    views = [view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed)]
     rows: dict[int, dict[str, float]] = {}
 
     def score(k: int) -> float:
         if k not in rows:
-            rows[k] = _agreement([view.labels(k, seed) for view in views], k)
+            rows[k] = agreement([view.labels(_fitter(view, k, seed)) for view in views], k)
         return rows[k]["score"]
 
     if candidates is None:
@@ -121,7 +109,7 @@ def select_n_categories(
     else:
         for k in candidates:
             score(k)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS).sort_index()
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).sort_index()
     table.index.name = "n_categories"
     return Selection(table)
 
@@ -146,72 +134,6 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
             tried[m] = score(m)
 
 
-@dataclass(frozen=True)
-class _View:
-    """All cells in the coordinates of one half, and the cells that a fit may see."""
-
-    points: list[torch.Tensor]
-    seen: torch.Tensor
-    index: int
-
-    def labels(self, k: int, seed: int) -> np.ndarray:
-        """Label all cells by a fit of ``k`` categories to the cells seen."""
-        generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + 100 * k + self.index)
-        fitter = SharedCovarianceMixture(k, n_starts=4, n_moves=3, generator=generator)
-        fit = fitter.fit([z[self.seen] for z in self.points])
-        return fitter.posterior(self.points, fit).argmax(1).numpy()
-
-
-def _views_of_halves(
-    x: torch.Tensor, batch: torch.Tensor, on_counts: bool, encode: Encode | None, index: int, seed: int
-) -> list[_View]:
-    """Halve cells and their measurements at random: what each of two fits will see."""
-    generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
-    cells = torch.randperm(len(x), generator=generator).tensor_split(2)
-    views = []
-    for side, (part, seen) in enumerate(zip(_halves(x, on_counts, generator), cells, strict=True)):
-        log_values = part if encode is None else encode(part)
-        # Few cells cannot be halved: both fits see all, in halves of their measurements.
-        seen = seen if len(seen) >= 20 else torch.arange(len(x))
-        dimensions = possible(DIMENSIONS, len(seen), log_values.shape[1])
-        dimensions = dimensions[index % 2 :: 2] or dimensions
-        scaling = SCALINGS[index % len(SCALINGS)]
-        projection = Projection(log_values[seen], batch[seen], max(dimensions), scaling)
-        z = projection(log_values, batch)
-        views.append(_View([z[:, :d] for d in dimensions], seen, 2 * index + side))
-    return views
-
-
-def _halves(x: torch.Tensor, on_counts: bool, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two halves of values: of the molecules of counts, else of the genes."""
-    if on_counts:
-        first = torch.binomial(x, torch.full_like(x, 0.5), generator=generator)
-        return first, x - first
-    genes = torch.randperm(x.shape[1], generator=generator).tensor_split(2)
-    return x[:, genes[0]], x[:, genes[1] if len(genes[1]) else genes[0]]
-
-
-def _agreement(labels: Sequence[np.ndarray], k: int) -> dict[str, float]:
-    """Compare all pairs of labellings, codes below ``k``, by the measures of :class:`Selection`."""
-    pairs = []
-    for first, second in combinations(labels, 2):
-        both = np.bincount(first * k + second, minlength=k * k).reshape(k, k)
-        matched = linear_sum_assignment(-both)
-        similarity = _jaccard(both)
-        pairs.append(
-            (
-                both[matched].sum() / len(first),
-                adjusted_rand_score(first, second),
-                similarity.mean(),
-                (similarity >= STABLE).sum(),
-            )
-        )
-    agreement, ari, similarity, n_stable = np.mean(pairs, axis=0).tolist()
-    return dict(zip(_COLUMNS, (agreement - 1 / k, agreement, ari, similarity, n_stable), strict=True))
-
-
-def _jaccard(both: np.ndarray) -> np.ndarray:
-    """Similarity of every category of one labelling to its one-to-one partner in another, from their cross table."""
-    either = both.sum(1, keepdims=True) + both.sum(0, keepdims=True) - both
-    index = both / np.maximum(either, 1)
-    return index[linear_sum_assignment(-index)]
+def _fitter(view: HalfView, k: int, seed: int) -> SharedCovarianceMixture:
+    generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + 100 * k + view.index)
+    return SharedCovarianceMixture(k, n_starts=4, n_moves=3, generator=generator)

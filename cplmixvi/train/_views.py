@@ -22,9 +22,10 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from torch import nn
 
+from ._em import Fit, Mixture, MixtureEM
 from ._gaussian import mahalanobis2
+from ._graph import GraphMixture
 from ._labels import some_rows
-from ._em import Fit, Mixture
 from ._mixture import SharedCovarianceMixture
 
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
@@ -32,10 +33,14 @@ CLIP = 10.0
 DIMENSIONS = (10, 15, 20, 25)
 #: How much of the usual standard deviation, rather than its own, a gene is divided by; one entry per arm, in turn.
 SCALINGS = (0.5, 0.0, 1.0)
-#: Members of the committee for every projection of the answer, share of the cells that each sees, and at most so many.
-MEMBERS = 5
+#: Members of the committee for every projection of the answer, by where they start; share of the cells that each sees;
+#: and at most so many, altogether and per category.
+MEMBERS = {"mixture": 5, "graph": 3}
 MEMBER_SHARE = 0.8
 MEMBER_CELLS = 4_000
+MEMBER_CELLS_PER_CATEGORY = {"mixture": 40, "graph": 100}
+#: Categories up to which the usual dimensions tell types apart, and a search finds the likeliest mixture.
+FEW_CATEGORIES = 25
 #: Above, principal components are approximated.
 MAX_GENES_EXACT = 2_500
 
@@ -170,8 +175,9 @@ def fit_views(
     *,
     batch: torch.Tensor | None = None,
     known: torch.Tensor | None = None,
+    start: str = "mixture",
     scalings: Sequence[float] = SCALINGS[:2],
-    dimensions: Sequence[int] = DIMENSIONS,
+    dimensions: Sequence[int] | None = None,
     seed: int = 0,
     **mixture_options,
 ) -> ViewConsensus:
@@ -188,14 +194,17 @@ def fit_views(
     known
         Category of the cells that have a label and -1 for the others, ``(n_cells,)``; categories of labels come first.
         The answer and all members are fitted under the condition that these cells are of these categories.
+    start
+        ``"mixture"``: the likeliest start (:class:`~cplmixvi.train._mixture.SharedCovarianceMixture`); ``"graph"``:
+        communities of a neighbour graph (:class:`~cplmixvi.train._graph.GraphMixture`).
     scalings
         One projection of the answer each, see :class:`Projection`.
     dimensions
-        Views per projection, by their number of coordinates.
+        Views per projection, by their number of coordinates; see :func:`usual_dimensions` if `None`.
     seed
         Source of all randomness.
     **mixture_options
-        Of :class:`~cplmixvi.train._mixture.SharedCovarianceMixture`.
+        Of the class that ``start`` names.
 
     Returns
     -------
@@ -205,15 +214,16 @@ def fit_views(
     batch = no_batch(x) if batch is None else batch
     if known is not None and not (known >= 0).any():
         known = None
-    options = {"known": known, "dimensions": dimensions, **mixture_options}
+    dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
+    options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
     committee = [
         fit_member(x, n_categories, batch, index=index, seed=seed, **options)
-        for index in range(MEMBERS * len(scalings))
+        for index in range(MEMBERS[start] * len(scalings))
     ]
     votes = [member(x, batch) for member in committee]
     dimensions = possible(dimensions, len(x), x.shape[1])
     projections = [Projection(x, batch, max(dimensions), scaling) for scaling in scalings]
-    fitter = SharedCovarianceMixture(n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
+    fitter = fitter_for(start, n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     source = [index for index in range(len(projections)) for _ in dimensions]
     points = [projection(x, batch)[:, :d] for projection in projections for d in dimensions]
     fit = fitter.fit(points, starts=votes, known=known)
@@ -233,6 +243,7 @@ def fit_member(
     index: int,
     seed: int,
     known: torch.Tensor | None = None,
+    start: str = "mixture",
     dimensions: Sequence[int] = DIMENSIONS,
     n_seen: int | None = None,
     **mixture_options,
@@ -249,11 +260,11 @@ def fit_member(
         Batch codes, ``(n_cells,)``.
     index, seed
         Decide what the member sees.
-    known, dimensions, **mixture_options
+    known, start, dimensions, **mixture_options
         See :func:`fit_views`.
     n_seen
-        Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category. Some cells of every
-        label are seen besides.
+        Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category (100 where a graph is
+        made of them, which is quick). Some cells of every label are seen besides.
 
     Returns
     -------
@@ -263,17 +274,29 @@ def fit_member(
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
     n = len(x)
     if n_seen is None:
-        n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS, 40 * n_categories))
+        n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS, MEMBER_CELLS_PER_CATEGORY[start] * n_categories))
     # Cells that are very few must all be seen: half of a type of five is not the type.
     n_seen = min(n, max(n_seen, 20))
     rows = some_rows(n, n_seen, known, generator=generator)
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
     projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)])
-    fitter = SharedCovarianceMixture(n_categories, generator=generator, **{"n_moves": 5, **mixture_options})
+    few_moves = {"n_moves": 5} if start == "mixture" else {}
+    fitter = fitter_for(start, n_categories, generator=generator, **{**few_moves, **mixture_options})
     z = projection(x[rows], batch[rows])
     fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
     return Opinion([projection], [0] * len(some), fit, fitter.dof)
+
+
+def fitter_for(start: str, n_categories: int, **options) -> MixtureEM:
+    """What fits mixtures from ``start``, see :func:`fit_views`."""
+    return {"mixture": SharedCovarianceMixture, "graph": GraphMixture}[start](n_categories, **options)
+
+
+def usual_dimensions(start: str, n_categories: int) -> tuple[int, ...]:
+    """Numbers of coordinates of views. Communities of many types need more; likely mixtures get worse with more."""
+    factor = max(1.0, n_categories / FEW_CATEGORIES) if start == "graph" else 1.0
+    return tuple(round(factor * d) for d in DIMENSIONS)
 
 
 def matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarray, float]:

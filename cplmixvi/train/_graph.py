@@ -1,0 +1,157 @@
+"""A mixture that starts from communities of a neighbour graph instead of the likeliest start.
+
+With many types, some of them very large and some very small, the likeliest mixture spends its components on pieces of
+the large ones, whose own variation a shared covariance cannot describe. Communities of a graph are found by density, so
+that they are small where a type is small.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import igraph
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.metrics import adjusted_rand_score
+from sklearn.neighbors import NearestNeighbors
+
+from ._em import Fit, MixtureEM
+from ._labels import some_rows
+
+N_NEIGHBORS = 15
+#: Points that a graph is made of; the others follow the mixture.
+MAX_POINTS = 20_000
+#: Resolutions tried until the number of communities fits.
+_N_RESOLUTIONS = 16
+
+
+class GraphMixture(MixtureEM):
+    """Fits :class:`~cplmixvi.train._em.Mixture` with one covariance for all, from communities of a neighbour graph.
+
+    Parameters
+    ----------
+    n_components, shrinkage, dof, generator
+        Of :class:`~cplmixvi.train._em.MixtureEM`; one covariance for all types by default.
+    """
+
+    def __init__(self, n_components: int, *, shrinkage: float = float("inf"), **em_options):
+        super().__init__(n_components, shrinkage=shrinkage, **em_options)
+
+    def fit(
+        self,
+        views: Sequence[torch.Tensor],
+        starts: Sequence[torch.Tensor] | None = None,
+        known: torch.Tensor | None = None,
+    ) -> Fit:
+        """Mixture near the communities of the view with most coordinates.
+
+        Parameters
+        ----------
+        views
+            Points in every view, each ``(n, d)``.
+        starts
+            Posteriors ``(n, K)`` of other fits. The fit then starts from that of them, or of the communities, which is
+            most like the others by adjusted Rand index.
+        known
+            Component of the points where that is known and -1 elsewhere, ``(n,)``.
+
+        Returns
+        -------
+        Fit
+        """
+        rows = slice(None)
+        if len(views[0]) > MAX_POINTS:
+            rows = some_rows(len(views[0]), MAX_POINTS, known, generator=self.generator)
+        some, of_some = [view[rows] for view in views], None if known is None else known[rows]
+        widest = max(some, key=lambda view: view.shape[1])
+        labels = communities(
+            widest.numpy(), self.n_components, seed=int(torch.randint(2**31 - 1, (1,), generator=self.generator))
+        )
+        own = torch.nn.functional.one_hot(torch.from_numpy(labels), self.n_components).float()
+        begun = own if starts is None else _most_typical([own, *(start[rows] for start in starts)])
+        fit = self.maximise(some, begun, n_iterations=30, known=of_some)
+        return (
+            fit
+            if rows == slice(None)
+            else self.maximise(views, self.posterior(views, fit), n_iterations=10, known=known)
+        )
+
+
+def communities(points: np.ndarray, n_communities: int, *, seed: int = 0) -> np.ndarray:
+    """Label points by communities of their neighbour graph (Leiden, modularity), found by bisection of the resolution.
+
+    Edges join a point to its 15 nearest, weighted by the share of neighbours that both have in common. If no resolution
+    gives the number wanted, there are more communities first, and the pairs whose union adds least to the squared
+    distances to the means (Ward's criterion) are joined.
+
+    Parameters
+    ----------
+    points
+        ``(n, d)``.
+    n_communities
+        Their number; there are fewer only where the finest resolution gives fewer.
+    seed
+        Of the order of moves.
+
+    Returns
+    -------
+    Codes from 0, ``(n,)``.
+    """
+    graph, weights = _neighbour_graph(points)
+    igraph.set_random_number_generator(random.Random(seed))
+    try:
+        low, high, best = 1e-2, 1e2, None
+        for _ in range(_N_RESOLUTIONS):
+            resolution = (low * high) ** 0.5
+            found = graph.community_leiden(
+                objective_function="modularity", weights=weights, resolution=resolution, n_iterations=2
+            )
+            labels, n_found = np.asarray(found.membership), len(found)
+            # The least that is enough; before there is one, the most that there is.
+            enough = best is not None and best.max() + 1 >= n_communities
+            if best is None or (n_found >= n_communities if not enough else n_communities <= n_found <= best.max()):
+                best = labels
+            if n_found == n_communities:
+                break
+            low, high = (low, resolution) if n_found > n_communities else (resolution, high)
+    finally:
+        igraph.set_random_number_generator(random)
+    return _joined(points, best, n_communities)
+
+
+def _neighbour_graph(points: np.ndarray) -> tuple[igraph.Graph, np.ndarray]:
+    """Undirected graph of nearest neighbours, and its weights: the Jaccard index of both ends' neighbourhoods."""
+    n = len(points)
+    nearest = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, n - 1)).fit(points)
+    joined = nearest.kneighbors_graph(mode="connectivity").astype(np.float32)
+    around = (joined + sparse.identity(n, dtype=np.float32, format="csr")).tocsr()
+    edges = sparse.triu(joined.maximum(joined.T), k=1).tocsr()
+    common = edges.multiply(around @ around.T).tocoo()
+    size = np.asarray(around.sum(1)).ravel()
+    weights = common.data / (size[common.row] + size[common.col] - common.data)
+    return igraph.Graph(n=n, edges=np.column_stack([common.row, common.col])), weights
+
+
+def _joined(points: np.ndarray, labels: np.ndarray, n_wanted: int) -> np.ndarray:
+    """Join communities by Ward's criterion until no more than ``n_wanted`` are left; codes from 0."""
+    labels = np.unique(labels, return_inverse=True)[1]
+    while (n := labels.max() + 1) > n_wanted:
+        size = np.bincount(labels).astype(np.float64)
+        means = np.stack([np.bincount(labels, weights=column) for column in points.T], axis=1) / size[:, None]
+        square = (means**2).sum(1)
+        distance2 = square[:, None] + square - 2 * means @ means.T
+        cost = distance2 * size[:, None] * size / (size[:, None] + size)
+        cost[np.diag_indices(n)] = np.inf
+        kept, gone = sorted(divmod(int(cost.argmin()), n))
+        labels[labels == gone] = kept
+        labels = np.unique(labels, return_inverse=True)[1]
+    return labels
+
+
+def _most_typical(posteriors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The posterior whose labels agree most with those of the others."""
+    labels = [posterior.argmax(1).numpy() for posterior in posteriors]
+    alike = np.array([[adjusted_rand_score(first, second) for second in labels] for first in labels])
+    return posteriors[int(alike.sum(1).argmax())]
