@@ -5,10 +5,13 @@ from ._markers import order_categories, rank_genes
 from ._reference import Comparison, compare_to_reference, map_to_reference
 from ._selection import select_categories
 from ._stability import Stability, stability
+from ._traversal import Traversal
+from ._traverse import traverse
 
 __all__ = [
     "Comparison",
     "Stability",
+    "Traversal",
     "annotate",
     "check_destination",
     "compare_to_reference",
@@ -17,4 +20,5 @@ __all__ = [
     "rank_genes",
     "select_categories",
     "stability",
+    "traverse",
 ]

@@ -93,7 +93,7 @@ def annotate(
     adata.obs[keys.labels] = labels
     adata.obs[keys.confidence] = confidence
     adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
-    adata.obsm[keys.state] = _at_least_two_columns(posterior.state[:, 0])
+    adata.obsm[keys.state] = _at_least_two_columns(posterior.combined)
     adata.obsm[keys.proba] = np.ascontiguousarray(posterior.proba[:, used], dtype=np.float32)
     adata.uns[keys.uns] = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
     adata.uns[keys.uns]["n_unassigned"] = int(is_uncertain.sum())
