@@ -31,17 +31,22 @@ class Traversal:
     expression
         Mean over arms and covariates, ``(n_types, n_paths, n_steps, n_genes)``, on the scale ``params["scale"]``.
     effect
-        Largest minus smallest expression along the path, in standard deviations of the gene over all cells, ``(n_types,
-        n_paths, n_genes)``.
+        Expression at the last step minus that at the first, in standard deviations of the gene over all cells,
+        ``(n_types, n_paths, n_genes)``; its sign is the direction.
     monotonicity
-        Rank correlation with the step, from -1 to 1, same shape; its sign is the direction.
+        Rank correlation with the step, from -1 to 1, same shape.
     gene_sets
-        One row per type, path and gene set: ``category``, ``path``, ``gene_set``, ``n_genes``, ``median_effect``,
-        ``share_moved`` (effect of at least ``params["moved"]``), ``share_monotone`` (absolute monotonicity of at least
-        0.9) and ``share_up``. The set ``"markers"`` holds the markers of the row's own type.
+        One row per type, path and gene set: ``category``, ``path``, ``gene_set``, ``n_genes``, ``median_effect`` (of
+        absolute effects), ``share_moved`` (absolute effect of at least ``params["moved"]``), ``share_monotone``
+        (absolute monotonicity of at least 0.9) and ``share_up``. The set ``"markers"`` holds the markers of the row's
+        own type.
     leakage
-        One row per type and path: ``category``, ``path``, ``n_markers``, ``markers_moved`` (share) and ``flip_rate``
-        (share of steps whose expression, re-encoded, is of another type).
+        One row per type and path: ``category``, ``path``, ``n_markers``; shares of the markers that move,
+        ``markers_moved``, that differ as much between the type's own cells at both ends of the path (those among the
+        lowest and among the highest fifth of it), ``markers_observed``, and that are at some step nearer to their mean
+        in all other cells than to that in the type, ``markers_lost``; and ``flip_rate``, the share of steps whose
+        expression, re-encoded, is of another type. A marker that moves as it does among the cells is no fault of the
+        model: the type's cells are not all alike in it.
     members
         Genes of the sets: ``gene_set``, ``category`` (empty for sets that are the same for all types) and ``gene``.
     params
@@ -69,12 +74,12 @@ class Traversal:
         return pd.DataFrame({"expression": self.expression.ravel()}, index=index).reset_index()
 
     def by_gene(self) -> pd.DataFrame:
-        """Tidy table: one row per type, path and gene, with ``effect``, ``monotonicity`` and ``direction``."""
+        """Tidy table: one row per type, path and gene, with absolute ``effect`` and ``monotonicity``, ``direction``."""
         index = pd.MultiIndex.from_product(
             [self.categories, self.paths, self.genes], names=("category", "path", "gene")
         )
-        columns = {"effect": self.effect.ravel(), "monotonicity": np.abs(self.monotonicity).ravel()}
-        columns["direction"] = np.sign(self.monotonicity).astype(int).ravel()
+        columns = {"effect": np.abs(self.effect).ravel(), "monotonicity": np.abs(self.monotonicity).ravel()}
+        columns["direction"] = np.sign(self.effect).astype(int).ravel()
         return pd.DataFrame(columns, index=index).reset_index()
 
     def to_uns(self) -> dict:
@@ -88,12 +93,19 @@ class Traversal:
     def from_uns(cls, entry: Mapping) -> Traversal:
         """Read what :meth:`to_uns` made, also after a file."""
         arrays = {name: np.asarray(entry[name]) for name in _ARRAYS}
-        tables = {name: pd.DataFrame({k: np.asarray(v) for k, v in entry[name].items()}) for name in _TABLES}
+        # Files do not keep the order of a mapping.
+        tables = {name: pd.DataFrame({k: np.asarray(entry[name][k]) for k in _TABLES[name]}) for name in _TABLES}
         return cls(**arrays, **tables, params=dict(entry["params"]))
 
 
 _ARRAYS = ("categories", "paths", "genes", "state", "expression", "effect", "monotonicity")
-_TABLES = ("gene_sets", "leakage", "members")
+_TABLES = {
+    "gene_sets": (
+        *("category", "path", "gene_set", "n_genes", "median_effect", "share_moved", "share_monotone", "share_up"),
+    ),
+    "leakage": (*("category", "path", "n_markers", "markers_moved", "markers_observed", "markers_lost", "flip_rate"),),
+    "members": ("gene_set", "category", "gene"),
+}
 
 
 def _plain(values: pd.Series) -> np.ndarray:
@@ -114,7 +126,6 @@ def monotonicity(expression: np.ndarray) -> np.ndarray:
     return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0).astype(np.float32)
 
 
-def effects(expression: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Range of each gene along the steps in units of ``deviation`` ``(n_genes,)``; 0 for genes that are constant."""
-    extent = expression.max(-2) - expression.min(-2)
-    return np.divide(extent, deviation, out=np.zeros_like(extent), where=deviation > 0).astype(np.float32)
+def effects(change: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Change of each gene ``(..., n_genes)`` in units of its ``deviation`` ``(n_genes,)``; 0 where that is 0."""
+    return np.divide(change, deviation, out=np.zeros_like(change), where=deviation > 0).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
 from cplmixvi.tl._annotate import ORIGIN, read_labels
 from cplmixvi.tl._gene_sets import resolve_gene_sets
+from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._markers import rank_genes
 from cplmixvi.tl._traversal import MONOTONE, Traversal, effects, monotonicity
 
@@ -47,7 +48,7 @@ def traverse(
     markers: pd.DataFrame | Mapping[str, Iterable[str]] | None = None,
     quantiles: tuple[float, float] = (0.05, 0.95),
     library_size: float | None = None,
-    moved: float = 0.5,
+    moved: float = 1.0,
     n_draws: int = 0,
 ) -> Traversal:
     r"""Hold the type, move the state, and decode.
@@ -83,7 +84,7 @@ def traverse(
         Molecules in the model's genes that counts are scaled to; the median of the cells that the model was trained on
         if `None`. Without effect on log and binary values.
     moved
-        A gene moves along a path if its effect is at least this number of its standard deviations.
+        A gene moves along a path if it changes by at least so many of its standard deviations over all cells.
     n_draws
         Re-encode so many cells drawn at every step; 0 for the expected expression itself.
 
@@ -115,27 +116,14 @@ def traverse(
     if own is None:
         own = _best_markers(values, genes, labels, chosen)
 
-    walks = [_walk(posterior.combined[labels == name], n_steps, quantiles) for name in chosen]
-    state = np.stack([walk for walk, _ in walks])
-    expression, flips = [], []
-    for name, walk in zip(chosen, state, strict=True):
-        decoded = model.decode_state(
-            walk.reshape(-1, model.n_state),
-            name,
-            adata=adata,
-            indices=np.flatnonzero(labels == name),
-            library_size=library_size,
-            n_draws=n_draws,
-        )
-        expression.append(decoded.expression.reshape(*walk.shape[:2], -1))
-        flips.append(decoded.flips.reshape(walk.shape[:2]).mean(1))
-    expression = np.stack(expression)
-    if on_counts:
-        expression = np.log1p(expression)
-    params = {"n_steps": int(n_steps), "quantiles": np.asarray(quantiles, dtype=float), "moved": float(moved)}
-    params |= {"scale": _scale(model.likelihood, library_size), "n_draws": int(n_draws)}
-    result = _summarise(
-        chosen, walks[0][1], genes, state, expression, _deviation(values), np.stack(flips), own, sets, params
+    walks = {name: _walk(posterior.combined[labels == name], n_steps, quantiles) for name in chosen}
+    expression, flips = _decode(model, adata, labels, walks, library_size, n_draws)
+    result = _summarise(walks, expression, flips, values, labels, genes, own, sets, moved, on_counts)
+    result.params.update(
+        n_steps=int(n_steps),
+        quantiles=np.asarray(quantiles, dtype=float),
+        n_draws=int(n_draws),
+        scale=_scale(model.likelihood, library_size),
     )
     # A new entry rather than a change of the old one, which a view of an AnnData would lose.
     adata.uns[key_added] = {**adata.uns[key_added], "traversals": result.to_uns()}
@@ -213,13 +201,6 @@ def _values(adata: AnnData, model: CplMixVI, library_size: float | None) -> spar
     return values if library_size is None else pp.log_normalize(values, library_size)
 
 
-def _deviation(values: sparse.csr_matrix) -> np.ndarray:
-    """Standard deviation of every gene over all cells, ``(n_genes,)``."""
-    mean = np.asarray(values.mean(0), dtype=float).ravel()
-    square = np.asarray(values.multiply(values).mean(0), dtype=float).ravel()
-    return np.sqrt(np.maximum(square - mean**2, 0.0))
-
-
 def _best_markers(
     values: sparse.csr_matrix, genes: np.ndarray, labels: pd.Categorical, chosen: list[str]
 ) -> dict[str, np.ndarray]:
@@ -228,8 +209,8 @@ def _best_markers(
         return {name: np.array([], dtype=int) for name in chosen}
     large = labels.remove_categories([name for name in labels.categories if (labels == name).sum() < 2])
     # Apart from the user's cells, whose own ranking stays as it is.
-    cells = AnnData(values.copy(), obs=pd.DataFrame({DEFAULT_KEY: large}), var=pd.DataFrame(index=genes))
-    cells.obs_names = cells.obs_names.astype(str)
+    obs = pd.DataFrame({DEFAULT_KEY: large}, index=np.arange(len(labels)).astype(str))
+    cells = AnnData(values.copy(), obs=obs, var=pd.DataFrame(index=genes))
     cells.uns[DEFAULT_KEY] = {"origin": ORIGIN, "categories": np.array(large.categories, dtype=object)}
     table = rank_genes(cells)
     clear = table[(table["log2_fold_change"] >= MIN_LOG2_FOLD) & (table["pvalue_adjusted"] <= MAX_PVALUE)]
@@ -238,8 +219,26 @@ def _best_markers(
     return {name: np.sort(position.get_indexer(best.loc[best["category"] == name, "gene"])) for name in chosen}
 
 
-def _walk(state: np.ndarray, n_steps: int, quantiles: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
-    """Paths through a type's states, ``(n_paths, n_steps, n_state)``, and their names."""
+class _Walk(NamedTuple):
+    """Paths through a type's states.
+
+    Attributes
+    ----------
+    names
+        Of the paths.
+    points
+        ``(n_paths, n_steps, n_state)``.
+    along
+        Where the type's cells are along each path, ``(n_paths, n_cells)``.
+    """
+
+    names: list[str]
+    points: np.ndarray
+    along: np.ndarray
+
+
+def _walk(state: np.ndarray, n_steps: int, quantiles: tuple[float, float]) -> _Walk:
+    """Paths through the states ``(n_cells, n_state)`` of a type."""
     mean = state.mean(0)
     directions, names = list(np.eye(state.shape[1])), [str(j + 1) for j in range(state.shape[1])]
     if state.shape[1] > 1:
@@ -247,12 +246,81 @@ def _walk(state: np.ndarray, n_steps: int, quantiles: tuple[float, float]) -> tu
         # Its sign is arbitrary: the one along the dimension that it follows most.
         directions.append(main * np.sign(main[np.abs(main).argmax()]))
         names.append(MAIN)
-    share = np.linspace(0, 1, n_steps)[:, None]
-    paths = []
-    for direction in directions:
-        low, high = np.quantile((state - mean) @ direction, quantiles)
-        paths.append(mean + (low + share * (high - low)) * direction)
-    return np.stack(paths).astype(np.float32), names
+    along = np.stack([(state - mean) @ direction for direction in directions])
+    low, high = np.quantile(along, quantiles, axis=1)
+    t = low[:, None] + np.linspace(0, 1, n_steps) * (high - low)[:, None]
+    points = mean + t[..., None] * np.stack(directions)[:, None]
+    return _Walk(names, points.astype(np.float32), along)
+
+
+def _decode(
+    model: CplMixVI,
+    adata: AnnData,
+    labels: pd.Categorical,
+    walks: dict[str, _Walk],
+    library_size: float | None,
+    n_draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expression along all walks, on the scale of the result, and the flip rate of each path."""
+    expression, flips = [], []
+    for name, walk in walks.items():
+        n_paths, n_steps, n_state = walk.points.shape
+        decoded = model.decode_state(
+            walk.points.reshape(-1, n_state),
+            name,
+            adata=adata,
+            indices=np.flatnonzero(labels == name),
+            library_size=library_size,
+            n_draws=n_draws,
+        )
+        expression.append(decoded.expression.reshape(n_paths, n_steps, -1))
+        flips.append(decoded.flips.reshape(n_paths, n_steps).mean(1))
+    decoded = np.stack(expression).astype(np.float32)
+    return np.log1p(decoded) if model.likelihood in COUNT_LIKELIHOODS else decoded, np.stack(flips)
+
+
+def _summarise(walks, expression, flips, values, labels, genes, own, sets, moved, on_counts) -> Traversal:
+    """Effects, sets and leakage of decoded walks; the arguments are the variables of :func:`traverse`."""
+    deviation = standard_deviation(values)
+    effect, rank = effects(expression[:, :, -1] - expression[:, :, 0], deviation), monotonicity(expression)
+    paths = next(iter(walks.values())).names
+    named = [(name, path) for name in walks for path in paths]
+    of_sets = [
+        {"category": name, "path": path, "gene_set": label, **_of_set(e[positions], r[positions], moved)}
+        for (name, path), e, r in zip(named, _rows(effect), _rows(rank), strict=True)
+        for label, positions in {MARKERS: own[name], **sets}.items()
+    ]
+    leaks = []
+    for (name, walk), x, rates in zip(walks.items(), expression, flips, strict=True):
+        markers = TypeMarkers(values, np.flatnonzero(labels == name), own[name], deviation, on_counts)
+        for path, along, steps, rate in zip(paths, walk.along, x, rates, strict=True):
+            row = markers.leakage(steps[:, own[name]], along, moved)
+            leaks.append({"category": name, "path": path, **row, "flip_rate": float(rate)})
+    return Traversal(
+        categories=np.array(list(walks), dtype=object),
+        paths=np.array(paths, dtype=object),
+        genes=genes.astype(object),
+        state=np.stack([walk.points for walk in walks.values()]),
+        expression=expression,
+        effect=effect,
+        monotonicity=rank,
+        gene_sets=pd.DataFrame(of_sets),
+        leakage=pd.DataFrame(leaks),
+        members=_members(own, sets, genes),
+        params={"moved": float(moved)},
+    )
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """One row per type and path, ``(n_types * n_paths, n_genes)``."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def _members(own: dict[str, np.ndarray], sets: dict[str, np.ndarray], genes: np.ndarray) -> pd.DataFrame:
+    """Genes of all sets; the category is empty where a set is the same for all."""
+    rows = [(MARKERS, name, gene) for name, positions in own.items() for gene in genes[positions]]
+    rows += [(label, "", gene) for label, positions in sets.items() for gene in genes[positions]]
+    return pd.DataFrame(rows, columns=["gene_set", "category", "gene"])
 
 
 def _scale(likelihood: str, library_size: float | None) -> str:
@@ -261,43 +329,13 @@ def _scale(likelihood: str, library_size: float | None) -> str:
     return "probability" if likelihood == "bernoulli" else "value"
 
 
-def _summarise(chosen, paths, genes, state, expression, deviation, flips, own, sets, params) -> Traversal:
-    effect, rank = effects(expression, deviation), monotonicity(expression)
-    rows, leaks = [], []
-    for t, name in enumerate(chosen):
-        for p, path in enumerate(paths):
-            where = {"category": name, "path": path}
-            rows += [
-                {**where, "gene_set": label, **_of_set(effect[t, p, positions], rank[t, p, positions], params["moved"])}
-                for label, positions in {MARKERS: own[name], **sets}.items()
-            ]
-            moving = effect[t, p, own[name]] >= params["moved"]
-            share = float(moving.mean()) if len(moving) else np.nan
-            leaks.append({**where, "n_markers": len(moving), "markers_moved": share, "flip_rate": float(flips[t, p])})
-    members = [(MARKERS, name, gene) for name in chosen for gene in genes[own[name]]]
-    members += [(label, "", gene) for label, positions in sets.items() for gene in genes[positions]]
-    return Traversal(
-        categories=np.array(chosen, dtype=object),
-        paths=np.array(paths, dtype=object),
-        genes=genes.astype(object),
-        state=state,
-        expression=expression.astype(np.float32),
-        effect=effect,
-        monotonicity=rank,
-        gene_sets=pd.DataFrame(rows),
-        leakage=pd.DataFrame(leaks),
-        members=pd.DataFrame(members, columns=["gene_set", "category", "gene"]),
-        params=params,
-    )
-
-
 def _of_set(effect: np.ndarray, rank: np.ndarray, moved: float) -> dict[str, float]:
     if not len(effect):
         return {"n_genes": 0} | dict.fromkeys(("median_effect", "share_moved", "share_monotone", "share_up"), np.nan)
     return {
         "n_genes": len(effect),
-        "median_effect": float(np.median(effect)),
-        "share_moved": float((effect >= moved).mean()),
+        "median_effect": float(np.median(np.abs(effect))),
+        "share_moved": float((np.abs(effect) >= moved).mean()),
         "share_monotone": float((np.abs(rank) >= MONOTONE).mean()),
-        "share_up": float((rank > 0).mean()),
+        "share_up": float((effect > 0).mean()),
     }
