@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
 import scvi
 from _data import CASES, N_GENES, Case, load
 from _methods import CACHE, QUIET
@@ -35,17 +32,15 @@ def cells(name: str) -> tuple[AnnData, int, str]:
     return adata, adata.obs[RNAMIX.labels].nunique(), RNAMIX.likelihood
 
 
-def fitted(name: str, variant: str, seed: int) -> tuple[AnnData, cpl.CplMixVI, float]:
-    """Cells, a trained model of them, and the seconds that training took (``nan`` where it was read)."""
+def fitted(name: str, variant: str, seed: int) -> tuple[AnnData, cpl.CplMixVI]:
+    """Cells and a trained model of them, which is read where it is kept."""
     adata, n_types, likelihood = cells(name)
     folder = CACHE / "models" / f"{name}-{variant.replace(' ', '_')}-{seed}"
     cpl.CplMixVI.setup_anndata(adata)
     if (folder / "model.pt").exists():
-        return adata, cpl.CplMixVI.load(str(folder), adata=adata), np.nan
+        return adata, cpl.CplMixVI.load(str(folder), adata=adata)
     scvi.settings.seed = seed
     model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=likelihood, **VARIANTS[variant])
-    start = time.perf_counter()
     model.train(**QUIET)
-    seconds = time.perf_counter() - start
     model.save(str(folder), overwrite=True)
-    return adata, model, seconds
+    return adata, model
