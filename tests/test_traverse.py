@@ -148,6 +148,22 @@ class TestTraverse:
         with pytest.raises(ValueError, match="'1' has 3 cells here; at least 5"):
             cpl.tl.traverse(part, model, categories=["1"])
 
+    @pytest.mark.parametrize("likelihood", ["normal", "bernoulli", "zinb"])
+    def test_one_dimension_and_other_values(self, make_counts, likelihood):
+        adata = make_counts(n_obs=90)
+        if likelihood != "zinb":
+            adata.X = cpl.pp.log_normalize(adata.X) if likelihood == "normal" else (adata.X > 0).astype(np.float32)
+        cpl.CplMixVI.setup_anndata(adata)
+        model = cpl.CplMixVI(adata, n_categories=2, n_state=1, n_hidden=8, likelihood=likelihood)
+        with pytest.warns(UserWarning):
+            model.train(max_epochs=1, warm_start=False, enable_progress_bar=False)
+        cpl.tl.annotate(adata, model)
+        result = cpl.tl.traverse(adata, model)
+        assert list(result.paths) == ["1"]
+        assert np.isfinite(result.expression).all()
+        assert (result.expression >= 0).all() or likelihood == "normal"
+        assert set(cpl.tl.state_genes(adata)["dimension"]) == {1}
+
 
 class TestGeneSets:
     def test_gmt_is_read_and_matches_exactly_while_built_in_sets_match_in_any_case(self, tmp_path):
