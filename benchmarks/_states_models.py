@@ -15,7 +15,11 @@ VARIANTS: dict[str, dict] = {
     "one arm": {"n_arms": 1},
     "type prior": {"state_prior": "type"},
     "independent state": {"state_given_category": False},
+    "batch given": {},
 }
+
+#: What a variant tells :meth:`setup_anndata`; such a variant is for the data sets that have the column.
+SETUP: dict[str, dict] = {"batch given": {"batch_key": "batch"}}
 
 
 #: Cells whose truth is continuous: mixtures of the RNA of three cell lines. No set for the benchmark of types.
@@ -36,7 +40,7 @@ def fitted(name: str, variant: str, seed: int) -> tuple[AnnData, cpl.CplMixVI]:
     """Cells and a trained model of them, which is read where it is kept."""
     adata, n_types, likelihood = cells(name)
     folder = CACHE / "models" / f"{name}-{variant.replace(' ', '_')}-{seed}"
-    cpl.CplMixVI.setup_anndata(adata)
+    cpl.CplMixVI.setup_anndata(adata, **SETUP.get(variant, {}))
     if (folder / "model.pt").exists():
         return adata, cpl.CplMixVI.load(str(folder), adata=adata)
     scvi.settings.seed = seed

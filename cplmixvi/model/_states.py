@@ -12,8 +12,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
-from cplmixvi.module import Covariates, JointPosterior, decode_states, infer_jointly
-from cplmixvi.module._losses import kl_normal
+from cplmixvi.module import Covariates, JointPosterior, decode_states, infer_jointly, kl_normal
 
 #: Cells that the arms are aligned on, and cells whose covariates decoded states are averaged over.
 MAX_ALIGNMENT_CELLS = 20_000

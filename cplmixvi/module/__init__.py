@@ -5,6 +5,7 @@ from ._arm import Arm, ArmOutput, Covariates
 from ._coupling import Coupling, Disagreement
 from ._cplmixvae import CplMixVAE, pairwise_agreement
 from ._likelihoods import Likelihood, likelihood_class
+from ._losses import kl_normal
 from ._prior import StatePrior
 from ._states import JointPosterior, decode_states, infer_jointly
 
@@ -21,6 +22,7 @@ __all__ = [
     "StatePrior",
     "decode_states",
     "infer_jointly",
+    "kl_normal",
     "likelihood_class",
     "mean_over_arms",
     "pairwise_agreement",

@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control, rankdata, t
 from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
 from cplmixvi.tl._annotate import read_labels
-from cplmixvi.tl._markers import _log_values
+from cplmixvi.tl._markers import log_values
 
 #: Types with fewer cells are left out: no correlation of so few could be told from chance.
 MIN_CELLS = 10
@@ -73,7 +73,7 @@ def state_genes(
             raise ValueError(f"{name}={value!r} was given; give a whole number of at least {least}.")
     labels = read_labels(adata, key)
     state = read_state(adata, key)
-    values, _ = _log_values(adata, layer)
+    values, _ = log_values(adata, layer)
     sizes = labels.value_counts()
     large = [name for name in labels.categories if sizes[name] >= MIN_CELLS]
     if not large:
