@@ -36,7 +36,6 @@ class TypeMarkers:
         self.member, self.markers, self.on_counts = member, markers, on_counts
         self.deviation = deviation[markers]
         other = np.setdiff1d(np.arange(values.shape[0]), member)
-        self.inside = self._level(member)
         self.outside = self._level(other) if len(other) else np.full(len(markers), -np.inf)
 
     def _level(self, cells: np.ndarray) -> np.ndarray:
@@ -63,7 +62,7 @@ class TypeMarkers:
         shares = (
             np.abs(effects(steps[-1] - steps[0], self.deviation)) >= moved,
             np.abs(effects(seen, self.deviation)) >= moved,
-            np.any(steps < (self.inside + self.outside) / 2, axis=0),
+            np.any(steps < (steps[len(steps) // 2] + self.outside) / 2, axis=0),
         )
         return {"n_markers": len(self.markers)} | {
             name: float(share.mean()) for name, share in zip(names, shares, strict=True)

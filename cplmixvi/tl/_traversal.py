@@ -43,10 +43,10 @@ class Traversal:
     leakage
         One row per type and path: ``category``, ``path``, ``n_markers``; shares of the markers that move,
         ``markers_moved``, that differ as much between the type's own cells at both ends of the path (those among the
-        lowest and among the highest fifth of it), ``markers_observed``, and that are at some step nearer to their mean
-        in all other cells than to that in the type, ``markers_lost``; and ``flip_rate``, the share of steps whose
-        expression, re-encoded, is of another type. A marker that moves as it does among the cells is no fault of the
-        model: the type's cells are not all alike in it.
+        lowest and among the highest fifth of it), ``markers_observed``, and that come at some step nearer to their mean
+        in all other cells than to where they are in the middle of the path, ``markers_lost``; and ``flip_rate``, the
+        share of steps whose expression, re-encoded, is of another type. A marker that moves as it does among the cells
+        is no fault of the model: the type's cells are not all alike in it.
     members
         Genes of the sets: ``gene_set``, ``category`` (empty for sets that are the same for all types) and ``gene``.
     params
