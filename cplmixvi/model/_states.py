@@ -178,7 +178,7 @@ class StatesMixin:
 
     def _covariate_rows(
         self, adata: AnnData | None, indices: Sequence[int] | None
-    ) -> tuple[list[Covariates], np.ndarray]:
+    ) -> tuple[list[Covariates], list[float]]:
         """Distinct batches and covariates of some cells, each for one cell, and their shares."""
         adata = self._validate_anndata(adata)
         indices = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
@@ -193,8 +193,7 @@ class StatesMixin:
                     *(one.continuous.view(-1).tolist() if one.continuous is not None else ()),
                 )
                 rows.setdefault(key, [one, 0])[1] += 1
-        counts = np.array([count for _, count in rows.values()], dtype=float)
-        return [one for one, _ in rows.values()], counts / counts.sum()
+        return [one for one, _ in rows.values()], [count / len(some) for _, count in rows.values()]
 
     def _prior(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of arm 0's prior of every category in common coordinates, each ``(K, n_state)``."""

@@ -69,8 +69,8 @@ class StateAlignment(nn.Module):
         category
             The cells' categories, the same for all arms, integer, shape ``(n_cells,)``.
         """
-        state = state.double().to(self.centre.device)
-        category = category.to(state.device)
+        # In double precision, which not every accelerator has.
+        state, category = state.cpu().double(), category.cpu()
         member = nn.functional.one_hot(category, self.centre.shape[1]).to(state.dtype)
         centre = torch.einsum("nk,ans->aks", member, state) / member.sum(0).clamp_min(1.0)[:, None]
         centred = state - centre[:, category]
@@ -124,7 +124,7 @@ def _rotations(member: torch.Tensor, centred: torch.Tensor) -> torch.Tensor:
     left, _, right = torch.linalg.svd(_mixed(cross, len(member)))
     rotation = left @ right
     # Arm 0 without the noise of the decomposition.
-    rotation[0] = torch.eye(centred.shape[-1], dtype=centred.dtype, device=centred.device)
+    rotation[0] = torch.eye(centred.shape[-1], dtype=centred.dtype)
     return rotation
 
 
