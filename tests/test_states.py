@@ -52,6 +52,26 @@ class TestAlignment:
         assert abs(np.corrcoef(z[:, 0], truth[:, 0])[0, 1]) > 0.98
         assert abs(np.corrcoef(z[:, 1], truth[:, 1])[0, 1]) > 0.95
 
+    def test_groups_within_types_lie_along_one_dimension_even_where_variances_are_equal(self):
+        generator = torch.Generator().manual_seed(0)
+        side = torch.randint(2, (N,), generator=generator).float() * 2 - 1
+        truth = torch.stack(
+            [0.95 * side + 0.3 * torch.randn(N, generator=generator), torch.randn(N, generator=generator)]
+        )
+        state = truth.T @ torch.tensor([[0.8, 0.6], [-0.6, 0.8]])
+        alignment = StateAlignment(1, 1, S)
+        alignment.fit(state[None], torch.zeros(N, dtype=torch.long))
+        z = alignment(state[None], torch.ones(1, N, S), torch.zeros(N, dtype=torch.long))[0][0]
+        found = np.abs(np.corrcoef(z.T, side)[-1, :2])
+        assert found.max() > 0.9
+        assert found.min() < 0.15
+
+    def test_more_than_two_dimensions_turn_into_a_rotation(self):
+        state = torch.randn(2, N, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.7, 0.5, 0.2])
+        alignment = StateAlignment(2, 1, 4)
+        alignment.fit(state, torch.zeros(N, dtype=torch.long))
+        torch.testing.assert_close(alignment.rotation @ alignment.rotation.mT, torch.eye(4).expand(2, 1, 4, 4))
+
     def test_a_handful_of_cells_follows_the_rotation_of_the_others(self):
         generator = torch.Generator().manual_seed(0)
         first = torch.randn(500, S, generator=generator)

@@ -54,7 +54,8 @@ class StatesMixin:
 
         Arms have coordinates of their own. They are brought to common ones by maps that were found once, on the
         training cells, and are saved with the model, so that new cells get the same coordinates; see
-        :class:`~cplmixvi.module.StateAlignment`. The first dimension is the one in which cells of a type vary most.
+        :class:`~cplmixvi.module.StateAlignment`. Dimensions share as little information as can be, and cells of a type
+        vary most in the first one.
         ``get_latent_representation``, of scvi-tools, gives arm 0 in coordinates of its own.
 
         Parameters

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import nn
 
@@ -11,6 +14,9 @@ PSEUDO_CELLS = 100.0
 
 #: A state that an arm does not use has hardly any spread; without a bound its noise would be blown up.
 SCALE_RANGE = (0.1, 10.0)
+
+#: Cells that the axes are found on, sweeps over pairs of dimensions, and angles per pair (an odd number has 0 in it).
+AXES_CELLS, N_SWEEPS, N_ANGLES = 10_000, 3, 91
 
 
 class StateAlignment(nn.Module):
@@ -30,9 +36,15 @@ class StateAlignment(nn.Module):
     that all categories share. The scale equates the spread of the arms: that of least squares would shrink an arm that
     agrees little, and could not be inverted where it agrees not at all.
 
-    The standard normal prior leaves the rotation of arm 0 arbitrary too. The columns of :math:`B` are the principal
-    axes of the mean over arms within categories, all categories pooled, so that the first dimension is the one in which
-    cells of a category vary most; its sign makes the third moment positive.
+    The standard normal prior leaves the rotation of arm 0 arbitrary too. The columns of :math:`B` are the orthogonal
+    axes along which the mean over arms, centred within categories, shares the least information,
+
+    .. math::
+        B = \arg\min \sum_d H(u_d) = \arg\min \sum_d \big(\log\sigma_d - J(u_d / \sigma_d)\big)
+
+    with the negentropy :math:`J` in Hyvarinen's approximation (1998). For Gaussian states these are the principal axes;
+    where cells of a type fall into groups, such as stimulated and control ones, it is the direction between them. The
+    first dimension is the one with the largest variance, and signs make third moments positive.
 
     Until :meth:`fit` is called the map is the identity; categories without a cell then get the shared rotation.
 
@@ -78,7 +90,7 @@ class StateAlignment(nn.Module):
         energy = _mixed(torch.einsum("nk,ans->ak", member, centred.square()), len(category)) + 1e-12
         scale = (energy[:1] / energy).sqrt().clamp(*SCALE_RANGE)
         aligned = scale[:, category, None] * torch.einsum("anst,ans->ant", rotation[:, category], centred)
-        basis = _principal_axes(aligned.mean(0))
+        basis = _independent_axes(aligned.mean(0))
         self.centre.copy_(centre)
         self.origin.copy_(centre[0] @ basis)
         self.scale.copy_(scale)
@@ -128,11 +140,33 @@ def _rotations(member: torch.Tensor, centred: torch.Tensor) -> torch.Tensor:
     return rotation
 
 
-def _principal_axes(centred: torch.Tensor) -> torch.Tensor:
-    """Principal axes as columns, the one with the largest variance first, ``(n_state, n_state)``."""
+def _independent_axes(centred: torch.Tensor) -> torch.Tensor:
+    """Orthogonal axes as columns that share the least information, ``(n_state, n_state)``; by turning pair by pair."""
     axes = torch.linalg.eigh(centred.T @ centred)[1].flip(-1)
+    some = centred[:: max(1, len(centred) // AXES_CELLS)]
+    for i, j in itertools.chain(*itertools.repeat(list(itertools.combinations(range(len(axes)), 2)), N_SWEEPS)):
+        pair = some @ axes[:, [i, j]]
+        turns = [_turn(angle) for angle in torch.linspace(-math.pi / 4, math.pi / 4, N_ANGLES).tolist()]
+        best = min(turns, key=lambda turn: float(_entropy(pair @ turn).sum()))
+        axes[:, [i, j]] = axes[:, [i, j]] @ best
+    axes = axes[:, (centred @ axes).square().sum(0).argsort(descending=True)]
     skewness = (centred @ axes).pow(3).sum(0)
     return axes * torch.where(skewness < 0, -1.0, 1.0)
+
+
+def _turn(angle: float) -> torch.Tensor:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+
+
+def _entropy(values: torch.Tensor) -> torch.Tensor:
+    """Entropy of each column up to a constant, nats, ``(n_columns,)``: that of a Gaussian minus the negentropy."""
+    deviation = values.square().mean(0).sqrt().clamp_min(1e-8)
+    u = values / deviation
+    bell = (-u.square() / 2).exp()
+    skewed, peaked = (u * bell).mean(0), bell.mean(0) - math.sqrt(0.5)
+    root = math.sqrt(3.0)
+    return deviation.log() - 36 / (8 * root - 9) * skewed.square() - 24 / (16 * root - 27) * peaked.square()
 
 
 def mean_over_arms(mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
