@@ -47,3 +47,16 @@ def make_counts():
         return adata
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fitted_states(make_counts):
+    """Cells of three types that each have a state moving twelve genes of its own, and a model with a prior per type."""
+    import cplmixvi as cpl
+
+    adata = make_counts(n_obs=400, n_state=1, n_state_genes=12, state_scale=1.0)
+    scvi.settings.seed = 1
+    cpl.CplMixVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = cpl.CplMixVI(adata, n_categories=3, n_hidden=32, state_prior="type")
+    model.train(max_epochs=150, enable_progress_bar=False)
+    return adata, model

@@ -50,6 +50,7 @@ def test_everything_is_where_the_design_says(annotated, fitted):
         assert array.flags.c_contiguous
         assert np.isfinite(array).all()
     assert (proba.sum(1) <= 1 + 1e-5).all()
+    np.testing.assert_allclose(state, model.get_state(), atol=1e-6)
     uns = annotated.uns["cplmixvi"]
     assert list(uns["categories"]) == list(labels.cat.categories)
     assert (uns["categories"][proba.argmax(1)] == labels.to_numpy()).all()

@@ -243,7 +243,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
-            ([], "annotate and demo"),
+            ([], "annotate, traverse and demo"),
             (["anotate"], "annotate"),
             (["annotate"], "IN.h5ad"),
             (["annotate", "in.h5ad"], "OUT.h5ad"),

@@ -65,12 +65,13 @@ def test_batch_size_does_not_change_an_answer(model):
     )
 
 
-def test_states_are_those_of_an_arm(model):
-    state = model.get_state()
-    assert state.shape == (240, 2)
-    assert state.dtype == np.float32
-    np.testing.assert_allclose(state, model.get_latent_representation(), atol=1e-5)
-    assert not np.allclose(state, model.get_state(arm=1))
+def test_without_an_arm_states_are_the_mean_of_the_aligned_arms(model):
+    state, variance = model.get_state(return_variance=True)
+    assert state.shape == variance.shape == (240, 2)
+    assert state.dtype == variance.dtype == np.float32
+    arms = np.stack([model.get_state(arm=arm) for arm in (0, 1)])
+    np.testing.assert_allclose(state, arms.mean(0), atol=1e-5)
+    assert (variance >= arms.var(0) - 1e-5).all()
     with pytest.raises(ValueError, match="arms 0 to 1"):
         model.get_state(arm=2)
 

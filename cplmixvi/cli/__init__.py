@@ -1,4 +1,4 @@
-"""The command line: ``cplmixvi annotate`` and ``cplmixvi demo``.
+"""The command line: ``cplmixvi annotate``, ``cplmixvi traverse`` and ``cplmixvi demo``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` and wrong options answer at once.
 """

@@ -24,7 +24,7 @@ _EXIT_INTERRUPTED = 130
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 _FLAGS = re.compile(
     r"\b(n_categories|n_state|n_arms|batch_key|labels_key|unlabeled_category|key_added|likelihood|layer|augment|"
-    r"max_epochs)="
+    r"max_epochs|categories|gene_sets|n_steps)="
 )
 
 app = typer.Typer(name=PROGRAM, add_completion=False, help="Cell types and their states from coupled mixture VAEs.")
@@ -53,13 +53,14 @@ def _usage(error) -> str:
     """Say what typer says about wrong options, and the place where the right ones are listed."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
-    commands = "" if " " in path else "; commands are annotate and demo"
+    commands = "" if " " in path else "; commands are annotate, traverse and demo"
     return f"{error.format_message().strip().rstrip('.')}{commands}; see '{path} --help'."
 
 
 def _flag(match: re.Match) -> str:
     """Name the option on the command line for an argument of the library."""
-    return f"--{match[1].replace('_', '-')} "
+    name = "steps" if match[1] == "n_steps" else match[1].replace("_", "-")
+    return f"--{name} "
 
 
 def _refuse(text: str) -> int:
@@ -169,6 +170,52 @@ def annotate(
             model_dir=model_dir,
             threads=threads,
             accelerator=accelerator,
+            quiet=quiet,
+        )
+    )
+    typer.echo(json.dumps(summary, allow_nan=False))
+
+
+@app.command()
+def traverse(
+    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells, annotated or not (or a .zarr store).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Where to write them (.h5ad or .zarr).")],
+    model_dir: Annotated[Path, typer.Option(help="Folder that annotate --model-dir has written.")],
+    categories: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Types to walk through, with commas between; all by default.")
+    ] = None,
+    gene_sets: Annotated[
+        Path | None, typer.Option(metavar="FILE.gmt", help="Gene sets to summarise beside the built-in ones.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of a path.")] = 11,
+    state_genes: Annotated[int, typer.Option(min=0, help="Genes to rank per type and dimension; 0 for none.")] = 100,
+    key_added: Annotated[str, typer.Option(help="Name of the annotation in the AnnData.")] = "cplmixvi",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace IN itself, an existing store, or entries of another origin.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
+) -> None:
+    """Hold the type, move the state, and write what changes, with everything that IN holds, to OUT.
+
+    Prints one line of JSON: cells, categories, paths, genes, markers_moved, flip_rate, seconds, key, output.
+    """
+    from cplmixvi.cli._traverse import Options, traverse_file
+
+    summary = traverse_file(
+        Options(
+            source=source,
+            output=output,
+            model_dir=model_dir,
+            categories=categories,
+            gene_sets=gene_sets,
+            n_steps=steps,
+            state_genes=state_genes,
+            key_added=key_added,
+            overwrite=overwrite,
+            threads=threads,
             quiet=quiet,
         )
     )

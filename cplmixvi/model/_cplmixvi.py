@@ -29,12 +29,15 @@ from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
 from ._selection import SelectionMixin
+from ._states import StatesMixin
 
 #: Cells that the check at the end of training looks at.
 _REPORT_CELLS = 5_000
 
 
-class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+class CplMixVI(
+    GettersMixin, StatesMixin, SelectionMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass
+):
     """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
 
     Parameters
@@ -284,6 +287,8 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
             plan_kwargs=plan_kwargs,
             **kwargs,
         )
+        datamodule = kwargs.get("datamodule")
+        self.align_arms(None if datamodule is None else datamodule.train_dataloader())
         self._warn_if_unsound()
 
     def _warn_if_unsound(self) -> None:

@@ -12,6 +12,8 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
+from cplmixvi.module import mean_over_arms
+
 from ._consensus import Consensus
 from ._labels import category_names, registered_labels
 from ._report import Report
@@ -27,13 +29,19 @@ class Posterior:
         Mean of the arms' q(c|x), shape ``(n_cells, K)``.
     labels
         Label of every arm, shape ``(n_cells, n_arms)``.
-    state
-        Mean of q(s|c,x) at the arm's own label, shape ``(n_cells, n_arms, n_state)``.
+    state, state_variance
+        Mean and variance of q(s|c,x) at the most probable category of ``proba``, in common coordinates of the arms
+        (see :class:`~cplmixvi.module.StateAlignment`), shape ``(n_cells, n_arms, n_state)``.
+    combined, combined_variance
+        The same of the even mixture of the arms, shape ``(n_cells, n_state)``.
     """
 
     proba: np.ndarray
     labels: np.ndarray
     state: np.ndarray
+    state_variance: np.ndarray
+    combined: np.ndarray
+    combined_variance: np.ndarray
 
 
 class GettersMixin:
@@ -79,10 +87,17 @@ class GettersMixin:
         adata = self._validate_anndata(adata)
         parts: list[tuple[torch.Tensor, ...]] = []
         for tensors in self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size):
-            arms = self.module.inference(**self.module._get_inference_input(tensors))["arms"]
-            log_qc = torch.stack([arm.log_qc for arm in arms])
-            state = torch.stack([arm.mean for arm in arms], dim=1)
-            parts.append((log_qc.exp().mean(0).cpu(), log_qc.argmax(-1).T.cpu(), state.cpu()))
+            joint = self._infer_jointly(tensors)
+            mean, variance = self.module.alignment(joint.mean, joint.variance, joint.category)
+            combined = mean_over_arms(mean, variance)
+            found = (
+                joint.log_qc.exp().mean(0),
+                joint.log_qc.argmax(-1).T,
+                mean.movedim(0, 1),
+                variance.movedim(0, 1),
+                *combined,
+            )
+            parts.append(tuple(tensor.cpu() for tensor in found))
         return Posterior(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
     def predict(
@@ -116,38 +131,6 @@ class GettersMixin:
         return pd.DataFrame(
             posterior.proba, index=obs_names if indices is None else obs_names[np.asarray(indices)], columns=names
         )
-
-    def get_state(
-        self,
-        adata: AnnData | None = None,
-        *,
-        arm: int = 0,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-    ) -> np.ndarray:
-        """Posterior mean of the continuous state within each cell's category.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            See :meth:`get_posterior`.
-        arm
-            Each arm has state coordinates of its own (their sign, scale and rotation are arbitrary), so that arms
-            are not averaged.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``(n_cells, n_state)``, float32, in units of the prior's standard deviation.
-
-        Raises
-        ------
-        ValueError
-            If there is no such arm.
-        """
-        if not 0 <= arm < self.n_arms:
-            raise ValueError(f"arm={arm!r} does not exist; the model has arms 0 to {self.n_arms - 1}.")
-        return np.ascontiguousarray(self.get_posterior(adata, indices, batch_size).state[:, arm])
 
     def get_consensus(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None

@@ -1,9 +1,13 @@
 """The coupled mixture VAEs as pure torch: arms, simplex geometry, likelihoods and the objective."""
 
+from ._alignment import StateAlignment, mean_over_arms
 from ._arm import Arm, ArmOutput, Covariates
 from ._coupling import Coupling, Disagreement
 from ._cplmixvae import CplMixVAE, pairwise_agreement
 from ._likelihoods import Likelihood, likelihood_class
+from ._losses import kl_normal
+from ._prior import StatePrior
+from ._states import JointPosterior, decode_states, infer_jointly
 
 __all__ = [
     "Arm",
@@ -12,7 +16,14 @@ __all__ = [
     "Covariates",
     "CplMixVAE",
     "Disagreement",
+    "JointPosterior",
     "Likelihood",
+    "StateAlignment",
+    "StatePrior",
+    "decode_states",
+    "infer_jointly",
+    "kl_normal",
     "likelihood_class",
+    "mean_over_arms",
     "pairwise_agreement",
 ]

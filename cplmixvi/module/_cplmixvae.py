@@ -13,11 +13,13 @@ from torch.distributions import Distribution, Normal
 from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY, KNOWN_KEY
 from cplmixvi.augment import Augmenter, Identity
 
+from ._alignment import StateAlignment
 from ._arm import Arm, ArmOutput, Covariates
 from ._coupling import Coupling
 from ._dual import DualWeight
 from ._likelihoods import likelihood_class
 from ._losses import coupled_objective, guide_divergence, kl_normal, label_divergence, negative_entropy
+from ._prior import StatePrior
 
 
 class CplMixVAE(BaseModuleClass):
@@ -45,6 +47,8 @@ class CplMixVAE(BaseModuleClass):
         Weight of the states' divergence.
     state_given_category
         Whether q(s|c,x) sees ``c``.
+    state_prior
+        p(s|c): ``"standard"`` or ``"type"``, see :class:`~cplmixvi.module.StatePrior`.
     target_library
         Depth to which counts are scaled before the logarithm that the encoder reads (the median library size of
         the training data, molecules).
@@ -61,7 +65,8 @@ class CplMixVAE(BaseModuleClass):
     Notes
     -----
     The states of different arms have coordinates of their own: ``qz`` and ``z``, which scvi-tools' getters read,
-    are those of arm 0. ``px`` averages the arms' decoded parameters, which do share their coordinates (genes).
+    are those of arm 0, and ``alignment`` brings the others to these. ``px`` averages the arms' decoded parameters,
+    which do share their coordinates (genes).
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class CplMixVAE(BaseModuleClass):
         hard: bool = False,
         beta: float = 1.0,
         state_given_category: bool = True,
+        state_prior: str = "standard",
         target_library: float = 1e4,
         distance: str = "aitchison",
         lam: float | None = None,
@@ -128,6 +134,8 @@ class CplMixVAE(BaseModuleClass):
             )
             for _ in range(n_arms)
         )
+        self.priors = nn.ModuleList(StatePrior(state_prior, n_categories, n_state) for _ in range(n_arms))
+        self.alignment = StateAlignment(n_arms, n_categories, n_state)
 
     # ------------------------------------------------------------------ inputs
 
@@ -266,8 +274,8 @@ class CplMixVAE(BaseModuleClass):
             for arm, output, size in zip(self.arms, arms, library, strict=True)
         ]
         px = None if self.training else self.arms[0].likelihood.mean_over_arms(px_arms)
-        zeros = torch.zeros_like(arms[0].mean)
-        return {"px_arms": px_arms, "px": px, "pz": Normal(zeros, torch.ones_like(zeros))}
+        mean, variance = self.priors[0](arms[0].c)
+        return {"px_arms": px_arms, "px": px, "pz": Normal(mean, variance.sqrt())}
 
     def loss(
         self,
@@ -290,7 +298,12 @@ class CplMixVAE(BaseModuleClass):
                 )
             ]
         )
-        kl_state = torch.stack([kl_normal(output.mean, output.variance) for output in outputs])
+        kl_state = torch.stack(
+            [
+                kl_normal(output.mean, output.variance, *prior(output.c))
+                for prior, output in zip(self.priors, outputs, strict=True)
+            ]
+        )
         log_qc = torch.stack([output.log_qc for output in outputs])
         neg_entropy = negative_entropy(log_qc.exp())
         distance2, share = self.coupling(log_qc)

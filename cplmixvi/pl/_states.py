@@ -58,7 +58,7 @@ def states(
         If the embedding, one of its dimensions or the column is missing.
     """
     basis = f"X_{key}" if basis is None else basis
-    points = _points(adata, basis, dims)
+    points = read_points(adata, basis, dims)
     column = key if color is None else color
     values = read_obs(adata, column, argument="key" if color is None else "color")
     with style():
@@ -75,7 +75,7 @@ def states(
     return ax
 
 
-def _points(adata: AnnData, basis: str, dims: tuple[int, int]) -> np.ndarray:
+def read_points(adata: AnnData, basis: str, dims: tuple[int, int]) -> np.ndarray:
     """Get the two chosen columns, shape ``(n_obs, 2)``."""
     if basis not in adata.obsm:
         raise ValueError(
@@ -122,7 +122,7 @@ def _by_category(ax: Axes, points: np.ndarray, values: pd.Series) -> None:
     codes = values.cat.codes.to_numpy()
     is_type = np.array([name != UNASSIGNED for name in names], dtype=bool)
     colours = np.full((len(names), 3), _NO_TYPE_GREY)
-    colours[is_type] = _colours(int(is_type.sum()))
+    colours[is_type] = colours_of(int(is_type.sum()))
     # A code of -1 is a missing value.
     has_type = np.append(is_type, False)[codes]
     ax.scatter(*points[~has_type].T, s=_dot_size(len(points)), color=_NO_TYPE_GREY, linewidths=0, rasterized=True)
@@ -130,12 +130,12 @@ def _by_category(ax: Axes, points: np.ndarray, values: pd.Series) -> None:
     shown = np.random.default_rng(0).permutation(np.flatnonzero(has_type))
     ax.scatter(*points[shown].T, s=_dot_size(len(points)), c=colours[codes[shown]], linewidths=0, rasterized=True)
     if _needs_legend(names):
-        _legend(ax, names, colours)
+        draw_legend(ax, names, colours)
     else:
         _names_on_data(ax, points, codes, names)
 
 
-def _colours(n_colours: int) -> np.ndarray:
+def colours_of(n_colours: int) -> np.ndarray:
     """Distinct colours, shape ``(n_colours, 3)``."""
     import seaborn as sns
 
@@ -158,7 +158,7 @@ def _names_on_data(ax: Axes, points: np.ndarray, codes: np.ndarray, names: list[
         ax.text(x, y, names[code], ha="center", va="center", fontsize=size, fontweight="bold", path_effects=halo)
 
 
-def _legend(ax: Axes, names: list[str], colours: np.ndarray) -> None:
+def draw_legend(ax: Axes, names: list[str], colours: np.ndarray) -> None:
     from matplotlib.lines import Line2D
 
     handles = [

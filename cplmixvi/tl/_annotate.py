@@ -58,8 +58,9 @@ def annotate(
           the last one where some cell is);
         - ``obs[key_confidence]``: float32, probability of that category;
         - ``obs[key_agreement]``: float32, share of arm pairs that agree on the cell, ``nan`` with one arm;
-        - ``obsm["X_" + key]``: float32 ``(n_obs, max(n_state, 2))``, state within the type (a single dimension gets
-          a column of zeros beside it, because embeddings need two);
+        - ``obsm["X_" + key]``: float32 ``(n_obs, max(n_state, 2))``, state within the type, the mean over the aligned
+          arms (see :meth:`cplmixvi.CplMixVI.get_state`; a single dimension gets a column of zeros beside it, because
+          embeddings need two);
         - ``obsm[key_proba]``: float32 ``(n_obs, n_used)``, probabilities of the used categories; a row sums to less
           than 1 by what the model gives to categories that no cell chose;
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
@@ -68,7 +69,8 @@ def annotate(
           :class:`~cplmixvi.Consensus`), and ``selection`` where the model has found its own number of categories
           (see :func:`select_categories`; one that was written before there was an annotation is kept otherwise). Other
           functions add to it: ``stability_by_category`` (:func:`stability`), ``order`` and ``linkage``
-          (:func:`order_categories`).
+          (:func:`order_categories`), ``traversals`` (:func:`traverse`), ``state_genes`` (:func:`state_genes`) and
+          ``state_tests`` (:func:`compare_states`).
 
     Raises
     ------
@@ -93,7 +95,7 @@ def annotate(
     adata.obs[keys.labels] = labels
     adata.obs[keys.confidence] = confidence
     adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
-    adata.obsm[keys.state] = _at_least_two_columns(posterior.state[:, 0])
+    adata.obsm[keys.state] = _at_least_two_columns(posterior.combined)
     adata.obsm[keys.proba] = np.ascontiguousarray(posterior.proba[:, used], dtype=np.float32)
     adata.uns[keys.uns] = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
     adata.uns[keys.uns]["n_unassigned"] = int(is_uncertain.sum())

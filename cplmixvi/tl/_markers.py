@@ -142,7 +142,7 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
     from scipy.spatial.distance import pdist
 
     labels = read_labels(adata, key)
-    values = _log_values(adata, None)[0] if basis is None else _basis(adata, basis)
+    values = log_values(adata, None)[0] if basis is None else _basis(adata, basis)
     means, names = _means(values, labels)
     _check_two(len(names), "with cells", key)
     # A category without any variation has no correlation: neither similar nor opposite.
@@ -186,7 +186,7 @@ def _check_two(n_categories: int, kind: str, key: str) -> None:
 
 def _cells_to_test(adata: AnnData, labels: pd.Categorical, layer: str | None, key: str) -> AnnData:
     """Assigned cells with log values and categories, apart from ``adata``."""
-    values, were_counts = _log_values(adata, layer)
+    values, were_counts = log_values(adata, layer)
     known = ~labels.isna()
     obs = pd.DataFrame({key: labels[known].remove_unused_categories()}, index=adata.obs_names[known])
     # Rows are copied even where all are known, because scanpy removes stored zeros in place.
@@ -197,7 +197,7 @@ def _cells_to_test(adata: AnnData, labels: pd.Categorical, layer: str | None, ke
     return cells
 
 
-def _log_values(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, bool]:
+def log_values(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, bool]:
     """Log-normalised values, CSR ``(n_obs, n_vars)``, and whether they were made from counts here."""
     values = pp.as_csr(adata, layer)
     are_counts = bool((values.data >= 0).all() and (values.data == np.rint(values.data)).all())

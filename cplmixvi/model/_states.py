@@ -1,0 +1,293 @@
+"""States of cells in coordinates that the arms share, and what cells with given states would express."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass
+
+from cplmixvi.module import Covariates, JointPosterior, decode_states, infer_jointly, kl_normal
+
+#: Cells that the arms are aligned on, and cells whose covariates decoded states are averaged over.
+MAX_ALIGNMENT_CELLS = 20_000
+MAX_COVARIATE_CELLS = 100
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What cells with given states are expected to look like.
+
+    Attributes
+    ----------
+    expression
+        Expected values, mean over arms and covariates, shape ``(n_states, n_genes)``: counts at the library size, log
+        values or probabilities, as the likelihood has them.
+    flips
+        Share of re-encoded cells that get another category, shape ``(n_states,)``.
+    """
+
+    expression: np.ndarray
+    flips: np.ndarray
+
+
+class StatesMixin:
+    """Getters of the continuous states."""
+
+    module: BaseModuleClass
+
+    def get_state(
+        self,
+        adata: AnnData | None = None,
+        *,
+        arm: int | None = None,
+        return_variance: bool = False,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Posterior mean of the continuous state within each cell's category.
+
+        Arms have coordinates of their own. They are brought to common ones by maps that were found once, on the
+        training cells, and are saved with the model, so that new cells get the same coordinates; see
+        :class:`~cplmixvi.module.StateAlignment`. Dimensions share as little information as can be, and cells of a type
+        vary most in the first one.
+        ``get_latent_representation``, of scvi-tools, gives arm 0 in coordinates of its own.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_posterior`.
+        arm
+            State of this arm; of the even mixture of all arms if `None`.
+        return_variance
+            Return the posterior variances too. Those of the mixture contain what the arms disagree on.
+
+        Returns
+        -------
+        numpy.ndarray or tuple
+            Shape ``(n_cells, n_state)``, float32, in units of the standard deviation of arm 0's prior; with
+            ``return_variance`` the means and the variances.
+
+        Raises
+        ------
+        ValueError
+            If there is no such arm.
+        """
+        if arm is not None and not 0 <= arm < self.n_arms:
+            raise ValueError(f"arm={arm!r} does not exist; the model has arms 0 to {self.n_arms - 1}.")
+        posterior = self.get_posterior(adata, indices, batch_size)
+        mean, variance = posterior.combined, posterior.combined_variance
+        if arm is not None:
+            mean, variance = posterior.state[:, arm], posterior.state_variance[:, arm]
+        mean, variance = np.ascontiguousarray(mean), np.ascontiguousarray(variance)
+        return (mean, variance) if return_variance else mean
+
+    def get_state_activity(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> pd.DataFrame:
+        r"""How much each category uses each dimension of the state.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_posterior`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per used category and dimension: ``category``, ``dimension`` (from 1), ``n_cells``,
+            ``variance_share`` (variance over the category's cells of the combined posterior means, relative to the
+            prior's: near 0 where a dimension is not used), ``uncertainty`` (mean of the combined posterior variances
+            relative to the prior's) and ``kl`` (mean divergence of the combined posterior, taken as a Gaussian, from
+            the prior, nats).
+        """
+        posterior = self.get_posterior(adata, indices, batch_size)
+        return activity_table(
+            posterior.combined,
+            posterior.combined_variance,
+            posterior.proba.argmax(1),
+            *self._prior(),
+            names=self.category_names,
+        )
+
+    @torch.inference_mode()
+    def decode_state(
+        self,
+        state: np.ndarray,
+        category: str,
+        *,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        library_size: float | None = None,
+        n_draws: int = 0,
+    ) -> Decoded:
+        """What cells of a category would express in given states, and whether they would keep the category.
+
+        Parameters
+        ----------
+        state
+            Combined states as from :meth:`get_state`, shape ``(n_states, n_state)``.
+        category
+            Name of the category that is held.
+        adata, indices
+            Cells whose batch and covariates are averaged over, at most 100 of them, evenly spaced; all of the model's
+            own if `None`. Without batches and covariates they do not matter.
+        library_size
+            Molecules in all of the model's genes; the median of the training cells if `None`.
+        n_draws
+            Re-encode so many cells drawn from the decoded distribution; 0 for the expected values themselves.
+
+        Returns
+        -------
+        Decoded
+
+        Raises
+        ------
+        ValueError
+            If the category is not one of the model's, or the states have another number of dimensions.
+        """
+        self._check_if_trained(warn=False)
+        state = torch.as_tensor(np.asarray(state), dtype=torch.float32, device=self.module.device)
+        if state.ndim != 2 or state.shape[1] != self.n_state:
+            raise ValueError(f"state has shape {tuple(state.shape)}; (n_states, {self.n_state}) is needed.")
+        names = list(self.category_names)
+        if category not in names:
+            raise ValueError(f"category={category!r} is not one of the model's: {', '.join(names[:20])}.")
+        code = names.index(category)
+        if library_size is None:
+            library_size = float(self.module.target_library)
+        held = torch.full((len(state),), code, device=state.device)
+        library = torch.full((len(state), 1), float(library_size), device=state.device)
+        total, flips = 0.0, 0.0
+        rows, weights = self._covariate_rows(adata, indices)
+        for row, weight in zip(rows, weights, strict=True):
+            covariates = _repeat(row, len(state))
+            px = decode_states(self.module, state, held, library, covariates)
+            seen = [px.sample() for _ in range(n_draws)] or [px.mean]
+            other = [self._category_of(values, covariates) != held for values in seen]
+            total = total + weight * px.mean
+            flips = flips + weight * torch.stack(other).float().mean(0)
+        return Decoded(total.cpu().numpy(), flips.cpu().numpy())
+
+    def _category_of(self, values: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        return infer_jointly(self.module, self.module.encoder_input(values), covariates).category
+
+    def _covariate_rows(
+        self, adata: AnnData | None, indices: Sequence[int] | None
+    ) -> tuple[list[Covariates], list[float]]:
+        """Distinct batches and covariates of some cells, each for one cell, and their shares."""
+        adata = self._validate_anndata(adata)
+        indices = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
+        some = indices[np.linspace(0, len(indices) - 1, min(len(indices), MAX_COVARIATE_CELLS)).astype(int)]
+        rows: dict[tuple, list] = {}
+        for tensors in self._make_data_loader(adata=adata, indices=some):
+            given = self.module._covariates({key: value.to(self.module.device) for key, value in tensors.items()})
+            for i in range(len(tensors[REGISTRY_KEYS.X_KEY])):
+                one = _row(given, i)
+                key = (
+                    *(int(code) for code in one.categorical),
+                    *(one.continuous.view(-1).tolist() if one.continuous is not None else ()),
+                )
+                rows.setdefault(key, [one, 0])[1] += 1
+        return [one for one, _ in rows.values()], [count / len(some) for _, count in rows.values()]
+
+    def _prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of arm 0's prior of every category in common coordinates, each ``(K, n_state)``."""
+        each = torch.arange(self.n_categories, device=self.module.device)
+        with torch.inference_mode():
+            priors = [prior(torch.eye(self.n_categories, device=each.device)) for prior in self.module.priors]
+            mean, variance = self.module.alignment(*map(torch.stack, zip(*priors, strict=True)), each)
+        return mean[0].cpu().numpy(), variance[0].cpu().numpy()
+
+    def _infer_jointly(self, tensors: dict[str, torch.Tensor]) -> JointPosterior:
+        """Posterior of a minibatch."""
+        tensors = {key: value.to(self.module.device) for key, value in tensors.items()}
+        x = self.module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].float())
+        return infer_jointly(self.module, x, self.module._covariates(tensors))
+
+    @torch.inference_mode()
+    def align_arms(self, batches: Iterable[dict[str, torch.Tensor]] | None = None) -> None:
+        """Find the coordinates that the arms share; :meth:`train` does it at its end.
+
+        Parameters
+        ----------
+        batches
+            Minibatches of cells to find them on; at most 20,000 of the cells that were trained on if `None`.
+        """
+        if batches is None:
+            some = self.train_indices
+            some = some[np.linspace(0, len(some) - 1, min(len(some), MAX_ALIGNMENT_CELLS)).astype(int)]
+            batches = self._make_data_loader(adata=self.adata, indices=some)
+        was_training = self.module.training
+        self.module.eval()
+        states, categories = [], []
+        for tensors in batches:
+            joint = self._infer_jointly(tensors)
+            states.append(joint.mean)
+            categories.append(joint.category)
+            if sum(map(len, categories)) >= MAX_ALIGNMENT_CELLS:
+                break
+        self.module.alignment.fit(torch.cat(states, dim=1), torch.cat(categories))
+        self.module.train(was_training)
+
+
+def _row(covariates: Covariates, i: int) -> Covariates:
+    continuous = covariates.continuous
+    return Covariates(
+        tuple(code[i : i + 1] for code in covariates.categorical), None if continuous is None else continuous[i : i + 1]
+    )
+
+
+def _repeat(row: Covariates, n: int) -> Covariates:
+    continuous = row.continuous
+    return Covariates(
+        tuple(code.expand(n, -1) for code in row.categorical), None if continuous is None else continuous.expand(n, -1)
+    )
+
+
+def activity_table(
+    mean: np.ndarray,
+    variance: np.ndarray,
+    category: np.ndarray,
+    prior_mean: np.ndarray,
+    prior_variance: np.ndarray,
+    *,
+    names: np.ndarray,
+) -> pd.DataFrame:
+    """Table of :meth:`StatesMixin.get_state_activity`.
+
+    Parameters
+    ----------
+    mean, variance
+        Of the combined posteriors, ``(n_cells, n_state)``.
+    category
+        Integer, ``(n_cells,)``.
+    prior_mean, prior_variance
+        ``(K, n_state)``.
+    names
+        Of the categories, ``(K,)``.
+    """
+    rows = []
+    for k in np.unique(category):
+        member = category == k
+        for j in range(mean.shape[1]):
+            m, v, prior = mean[member, j], variance[member, j], float(prior_variance[k, j])
+            kl = kl_normal(
+                torch.as_tensor(m)[:, None], torch.as_tensor(v)[:, None], float(prior_mean[k, j]), prior
+            ).mean()
+            rows.append(
+                {
+                    "category": names[k],
+                    "dimension": j + 1,
+                    "n_cells": int(member.sum()),
+                    "variance_share": float(m.var()) / prior,
+                    "uncertainty": float(v.mean()) / prior,
+                    "kl": float(kl),
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,220 @@
+"""States within types: one panel per type, and histograms of a dimension."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cplmixvi._constants import UNASSIGNED
+from cplmixvi.pl._common import category_sizes, dress, new_or_given, read_obs, read_result, shorten, style
+from cplmixvi.pl._states import colours_of, draw_legend, read_points
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_MAX_COLUMNS = 5
+_PANEL_INCHES = 1.25
+_N_BINS = 40
+#: Ends of the axes: a few outlying cells must not squeeze all others.
+_SHOWN = (0.002, 0.998)
+
+
+def state(
+    adata: AnnData,
+    key: str = "cplmixvi",
+    *,
+    color: str | None = None,
+    categories: Sequence[str] | None = None,
+    dims: tuple[int, int] = (0, 1),
+) -> np.ndarray:
+    """Scatter the states of each type in a panel of its own, with all other cells in grey behind.
+
+    Parameters
+    ----------
+    adata
+        Annotated by :func:`cplmixvi.tl.annotate`.
+    key
+        The ``key_added`` of the annotation.
+    color
+        Column of ``adata.obs``: a number gets a colour bar, anything else one colour per value; one colour for all
+        cells by default.
+    categories
+        Types to draw; all of the annotation that have cells by default.
+    dims
+        The two dimensions of the state, counted from 0.
+
+    Returns
+    -------
+    Array of Axes, one per type.
+
+    Raises
+    ------
+    ValueError
+        If the result, a type, a dimension or the column is missing.
+    """
+    import matplotlib.pyplot as plt
+
+    points = read_points(adata, f"X_{key}", dims)
+    chosen = choose(adata, key, categories)
+    labels = read_obs(adata, key, argument="key").astype(str).to_numpy()
+    values = None if color is None else read_obs(adata, color, argument="color")
+    n_columns = min(_MAX_COLUMNS, len(chosen))
+    n_rows = -(-len(chosen) // n_columns)
+    with style():
+        size = (n_columns * _PANEL_INCHES + (0.4 if values is None else 1.3), n_rows * (_PANEL_INCHES + 0.2) + 0.35)
+        figure, grid = plt.subplots(
+            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+        )
+        axes = grid.ravel()
+        for ax in axes[len(chosen) :]:
+            ax.set_axis_off()
+        colour = _colour_per_cell(figure, axes[: len(chosen)], values, color, len(labels))
+        low, high = np.quantile(points, _SHOWN, axis=0)
+        limits = np.stack([low - 0.06 * (high - low), high + 0.06 * (high - low)])
+        for ax, name in zip(axes, chosen, strict=False):
+            member = labels == name
+            dots = {"s": 2.0, "linewidths": 0, "rasterized": True}
+            ax.scatter(*points[~member].T, color="0.9", **dots)
+            shown = np.random.default_rng(0).permutation(np.flatnonzero(member))
+            ax.scatter(*points[shown].T, c=colour[shown], **dots)
+            ax.set(xticks=[], yticks=[], xlim=limits[:, 0], ylim=limits[:, 1])
+            ax.set_title(shorten(name, 20), loc="left", fontsize=7)
+        figure.supxlabel(f"state {dims[0] + 1}", fontsize=8)
+        figure.supylabel(f"state {dims[1] + 1}", fontsize=8)
+    return axes[: len(chosen)]
+
+
+def state_histograms(
+    adata: AnnData,
+    key: str = "cplmixvi",
+    *,
+    dim: int = 0,
+    color: str | None = None,
+    categories: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the histogram of a dimension of the state for each type, one above the other (paper, Fig. 1).
+
+    Every histogram has the same area. Where :func:`cplmixvi.tl.compare_states` was called, the title gives its effect
+    sizes.
+
+    Parameters
+    ----------
+    adata
+        Annotated by :func:`cplmixvi.tl.annotate`.
+    key
+        The ``key_added`` of the annotation.
+    dim
+        Dimension of the state, counted from 0.
+    color
+        Column of ``adata.obs`` with few values: one histogram per value, each with its share of the area.
+    categories
+        Types to draw, from the top; all that have cells by default, the most widely spread ones first.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        If the result, a type, the dimension or the column is missing.
+    """
+    s = read_points(adata, f"X_{key}", (dim, dim))[:, 0]
+    chosen = choose(adata, key, categories)
+    labels = read_obs(adata, key, argument="key").astype(str).to_numpy()
+    if categories is None:
+        chosen = sorted(chosen, key=lambda name: -float(np.std(s[labels == name])))
+    groups = None if color is None else read_obs(adata, color, argument="color").astype("category")
+    names = ["all"] if groups is None else [str(name) for name in groups.cat.categories]
+    codes = np.zeros(len(s), dtype=int) if groups is None else groups.cat.codes.to_numpy()
+    edges = np.linspace(*np.quantile(s, _SHOWN), _N_BINS + 1)
+    centres = (edges[1:] + edges[:-1]) / 2
+    with style():
+        ax = new_or_given(ax, (3.4 if groups is None else 4.2, float(np.clip(0.7 + 0.24 * len(chosen), 1.6, 9.0))))
+        colours = colours_of(len(names)) if groups is not None else np.array([[0.45, 0.55, 0.7]])
+        heights = np.array([_shares(s[labels == name], codes[labels == name], len(names), edges) for name in chosen])
+        # A narrow type may reach over its neighbour, so that wide ones need not be flat.
+        highest = heights.max((1, 2))
+        unit = min(1.0 / max(np.median(highest), 1e-12), 1.9 / max(highest.max(), 1e-12))
+        for row, of_type in enumerate(heights):
+            for colour, height in zip(colours, of_type, strict=True):
+                top = row - unit * height
+                ax.fill_between(centres, row, top, color=colour, alpha=0.6, linewidth=0, zorder=row)
+                ax.plot(centres, top, color=colour, linewidth=0.6, zorder=row)
+        ax.set_ylim(len(chosen) - 0.8, float(np.min(np.arange(len(chosen)) - unit * highest)) - 0.1)
+        ax.set_xlim(edges[0], edges[-1])
+        sizes = category_sizes(adata, key, chosen)
+        ax.set_yticks(np.arange(len(chosen)), [f"{shorten(n, 20)} ({c:,})" for n, c in zip(chosen, sizes, strict=True)])
+        ax.tick_params(axis="y", length=0)
+        ax.set(xlabel=f"state {dim + 1}", ylabel="category (cells)")
+        ax.spines["left"].set_visible(False)
+        dress(ax)
+        ax.set_title(_effect(adata, key, dim), loc="left")
+        if groups is not None:
+            draw_legend(ax, names, colours)
+    return ax
+
+
+def _shares(s: np.ndarray, codes: np.ndarray, n_codes: int, edges: np.ndarray) -> np.ndarray:
+    """Share of a type's cells per value and bin, ``(n_codes, n_bins)``."""
+    return np.array([np.histogram(s[codes == code], edges)[0] for code in range(n_codes)]) / max(len(s), 1)
+
+
+def choose(adata: AnnData, key: str, categories: Sequence[str] | None) -> list[str]:
+    """Types to draw: those given, or all of the annotation that have cells.
+
+    Raises
+    ------
+    ValueError
+        If one is not in the annotation.
+    """
+    there = [str(name) for name in read_result(adata, key)["categories"]]
+    if categories is None:
+        sizes = category_sizes(adata, key, there)
+        return [name for name, size in zip(there, sizes, strict=True) if size]
+    chosen = [categories] if isinstance(categories, str) else [str(name) for name in categories]
+    unknown = [name for name in chosen if name not in there]
+    if unknown or not chosen:
+        raise ValueError(
+            f"categories={categories!r} was given; categories of {key!r} are {', '.join(there[:20])}; name some of "
+            "these."
+        )
+    return chosen
+
+
+def _effect(adata: AnnData, key: str, dim: int) -> str:
+    tests = adata.uns[key].get("state_tests")
+    if tests is None:
+        return ""
+    row = int(np.flatnonzero(np.asarray(tests["dimension"]) == dim + 1)[0])
+    return f"effect on location {tests['location_effect'][row]:.2f}, on spread {tests['spread_effect'][row]:.2f}"
+
+
+def _colour_per_cell(figure, axes, values: pd.Series | None, name: str | None, n_obs: int) -> np.ndarray:
+    """One colour per cell, ``(n_obs, 3 or 4)``, with its key beside the panels."""
+    from matplotlib import cm
+    from matplotlib.colors import Normalize
+
+    if values is None:
+        return np.tile([0.2, 0.35, 0.55], (n_obs, 1))
+    if values.dtype.kind in "fiu":
+        numbers = values.to_numpy(dtype=float)
+        mapper = cm.ScalarMappable(Normalize(*np.nanquantile(numbers, _SHOWN)), "viridis")
+        figure.colorbar(mapper, ax=list(axes), label=name, shrink=0.7, aspect=25).outline.set_linewidth(0.6)
+        return mapper.to_rgba(numbers)
+    values = values.astype("category")
+    names = [str(value) for value in values.cat.categories]
+    colours = colours_of(sum(value != UNASSIGNED for value in names))
+    grey = np.full((1, 3), 0.8)
+    rows = iter(colours)
+    palette = np.vstack([grey[0] if value == UNASSIGNED else next(rows) for value in names])
+    draw_legend(axes[min(len(axes), _MAX_COLUMNS) - 1], names, palette)
+    return np.vstack([palette, grey])[values.cat.codes.to_numpy()]

@@ -1,0 +1,341 @@
+"""What changes in a cell whose type is held while its state moves?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from cplmixvi import pp
+from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
+from cplmixvi.tl._annotate import ORIGIN, read_labels
+from cplmixvi.tl._gene_sets import resolve_gene_sets
+from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
+from cplmixvi.tl._markers import rank_genes
+from cplmixvi.tl._traversal import MONOTONE, Traversal, effects, monotonicity
+
+if TYPE_CHECKING:
+    from cplmixvi.model import CplMixVI
+
+MAIN = "main"
+MARKERS = "markers"
+
+#: Types with fewer cells have no range of states worth the name.
+MIN_CELLS = 5
+
+#: Markers of a type: so many at most, the best first, and only genes that are clearly higher in it.
+N_MARKERS = 20
+MIN_LOG2_FOLD = 1.0
+MAX_PVALUE = 0.01
+
+#: Share of the labels that the model must give again; below it they are those of another model.
+MIN_OWN = 0.9
+
+
+def traverse(
+    adata: AnnData,
+    model: CplMixVI,
+    categories: Sequence[str] | str | None = None,
+    gene_sets: Mapping[str, Iterable[str]] | str | Path | None = None,
+    n_steps: int = 11,
+    key_added: str = DEFAULT_KEY,
+    *,
+    markers: pd.DataFrame | Mapping[str, Iterable[str]] | None = None,
+    quantiles: tuple[float, float] = (0.05, 0.95),
+    library_size: float | None = None,
+    moved: float = 1.0,
+    n_draws: int = 0,
+) -> Traversal:
+    r"""Hold the type, move the state, and decode.
+
+    For every type, each dimension of the state walks in even steps between two quantiles of the states of the type's
+    cells, the other dimensions at the type's mean; and one more path, ``"main"``, walks along the first principal
+    direction :math:`v` of these states, :math:`\bar z + t v`, between the same quantiles of :math:`t`. Each arm decodes
+    in its own coordinates (see :class:`~cplmixvi.module.StateAlignment`), and the decoded parameters are averaged over
+    arms, and over the batches and covariates of the type's cells.
+
+    Parameters
+    ----------
+    adata
+        Cells that :func:`annotate` has annotated with this model.
+    model
+        The model.
+    categories
+        Types to walk through; all with at least five cells if `None`.
+    gene_sets
+        Sets to summarise beside the markers of the type and the built-in sets (immediate early, housekeeping and
+        interferon genes, human and mouse): gene names by name of the set, or the path of a GMT file.
+    n_steps
+        Steps of a path, at least 3.
+    key_added
+        Name of the annotation, to which the result is added.
+    markers
+        Markers of the types: a table with ``category`` and ``gene`` such as that of :func:`rank_genes`, or lists of
+        genes by category. By default the 20 best of :func:`rank_genes` whose fold change is at least 2 and whose
+        adjusted p-value is at most 0.01, among the model's genes.
+    quantiles
+        Ends of the paths.
+    library_size
+        Molecules in the model's genes that counts are scaled to; the median of the cells that the model was trained on
+        if `None`. Without effect on log and binary values.
+    moved
+        A gene moves along a path if it changes by at least so many of its standard deviations over all cells.
+    n_draws
+        Re-encode so many cells drawn at every step; 0 for the expected expression itself.
+
+    Returns
+    -------
+    Traversal
+        Expression is ``log1p`` of counts scaled to the library size, or what the model was given, log or binary values.
+
+        Written: ``uns[key_added]["traversals"]``, the same as arrays.
+
+    Raises
+    ------
+    ValueError
+        If there is no annotation by this model under ``key_added``, a category is not one of it or has too few cells, a
+        gene set has none of the model's genes, or an option is out of range. Nothing is written then.
+    """
+    _check_options(n_steps, quantiles, library_size, moved, n_draws)
+    labels = read_labels(adata, key_added)
+    chosen = _chosen(labels, categories)
+    genes = np.asarray(model.get_var_names()).astype(str)
+    sets = resolve_gene_sets(gene_sets, genes)
+    own = _positions(markers, genes, chosen)
+    posterior = model.get_posterior(adata)
+    _check_own(labels, model.category_names[posterior.proba.argmax(1)], key_added)
+    on_counts = model.likelihood in COUNT_LIKELIHOODS
+    if library_size is None and on_counts:
+        library_size = float(model.module.target_library)
+    values = _values(adata, model, library_size)
+    if own is None:
+        own = _best_markers(values, genes, labels, chosen)
+
+    walks = {name: _walk(posterior.combined[labels == name], n_steps, quantiles) for name in chosen}
+    expression, flips = _decode(model, adata, labels, walks, library_size, n_draws)
+    result = _summarise(walks, expression, flips, values, labels, genes, own, sets, moved, on_counts)
+    result.params.update(
+        n_steps=int(n_steps),
+        quantiles=np.asarray(quantiles, dtype=float),
+        n_draws=int(n_draws),
+        scale=_scale(model.likelihood, library_size),
+    )
+    # A new entry rather than a change of the old one, which a view of an AnnData would lose.
+    adata.uns[key_added] = {**adata.uns[key_added], "traversals": result.to_uns()}
+    return result
+
+
+def _check_options(n_steps, quantiles, library_size, moved, n_draws) -> None:
+    if not pp.is_whole(n_steps) or n_steps < 3:
+        raise ValueError(f"n_steps={n_steps!r} was given; give a whole number of at least 3.")
+    if len(quantiles) != 2 or not 0 <= quantiles[0] < quantiles[1] <= 1:
+        raise ValueError(f"quantiles={quantiles!r} was given; give two ascending numbers from 0 to 1.")
+    if library_size is not None and not 0 < library_size < np.inf:
+        raise ValueError(f"library_size={library_size!r} was given; give a positive number, or None for the median.")
+    if not 0 < moved < np.inf:
+        raise ValueError(f"moved={moved!r} was given; give a positive number of standard deviations.")
+    if not pp.is_whole(n_draws) or n_draws < 0:
+        raise ValueError(f"n_draws={n_draws!r} was given; give a whole number, 0 for the expected expression.")
+
+
+def _chosen(labels: pd.Categorical, categories: Sequence[str] | str | None) -> list[str]:
+    """Types to walk through, in their order in the annotation or as given."""
+    sizes = labels.value_counts()
+    if categories is None:
+        chosen = [name for name in labels.categories if sizes[name] >= MIN_CELLS]
+        if not chosen:
+            raise ValueError(f"No category has the {MIN_CELLS} cells that a range of states needs; give more cells.")
+        return chosen
+    chosen = [categories] if isinstance(categories, str) else list(dict.fromkeys(map(str, categories)))
+    unknown = [name for name in chosen if name not in labels.categories]
+    if unknown or not chosen:
+        raise ValueError(
+            f"categories={categories!r}: {', '.join(map(repr, unknown)) or 'none given'}; categories of the annotation "
+            f"are {', '.join(labels.categories[:20])}; name some of these."
+        )
+    small = [name for name in chosen if sizes[name] < MIN_CELLS]
+    if small:
+        raise ValueError(
+            f"Category {small[0]!r} has {sizes[small[0]]} cells here; at least {MIN_CELLS} are needed for a range of "
+            "states; leave it out."
+        )
+    return chosen
+
+
+def _check_own(labels: pd.Categorical, predicted: np.ndarray, key: str) -> None:
+    known = ~labels.isna()
+    share = float(np.mean(np.asarray(labels)[known] == predicted[known]))
+    if share < MIN_OWN:
+        raise ValueError(
+            f"The model gives only {share:.0%} of the labels in obs[{key!r}]: they are of another model; call "
+            f"cplmixvi.tl.annotate(adata, model, key_added={key!r}) with this one first."
+        )
+
+
+def _positions(markers, genes: np.ndarray, chosen: list[str]) -> dict[str, np.ndarray] | None:
+    """Positions of the markers that were given, by category."""
+    if markers is None:
+        return None
+    if isinstance(markers, pd.DataFrame):
+        missing = [column for column in ("category", "gene") if column not in markers]
+        if missing:
+            raise ValueError(f"markers has no column {missing[0]!r}; a table as that of tl.rank_genes is needed.")
+        markers = markers.groupby("category", observed=True)["gene"].agg(list).to_dict()
+    own = {str(name): np.flatnonzero(np.isin(genes, [str(gene) for gene in found])) for name, found in markers.items()}
+    if not any(len(own.get(name, ())) for name in chosen):
+        raise ValueError(
+            "None of the markers is a gene of the model; names of categories and genes must match exactly."
+        )
+    return {name: own.get(name, np.array([], dtype=int)) for name in chosen}
+
+
+def _values(adata: AnnData, model: CplMixVI, library_size: float | None) -> sparse.csr_matrix:
+    """Values of the model's genes on the scale of the result, ``(n_obs, n_genes)``."""
+    positions = adata.var_names.astype(str).get_indexer(np.asarray(model.get_var_names()).astype(str))
+    values = pp.as_csr(adata, model.registry_["setup_args"].get("layer"))[:, positions]
+    return values if library_size is None else pp.log_normalize(values, library_size)
+
+
+def _best_markers(
+    values: sparse.csr_matrix, genes: np.ndarray, labels: pd.Categorical, chosen: list[str]
+) -> dict[str, np.ndarray]:
+    if (labels.value_counts() >= 2).sum() < 2:
+        # A single type has no other to be told from.
+        return {name: np.array([], dtype=int) for name in chosen}
+    large = labels.remove_categories([name for name in labels.categories if (labels == name).sum() < 2])
+    # Apart from the user's cells, whose own ranking stays as it is.
+    obs = pd.DataFrame({DEFAULT_KEY: large}, index=np.arange(len(labels)).astype(str))
+    cells = AnnData(values.copy(), obs=obs, var=pd.DataFrame(index=genes))
+    cells.uns[DEFAULT_KEY] = {"origin": ORIGIN, "categories": np.array(large.categories, dtype=object)}
+    table = rank_genes(cells)
+    clear = table[(table["log2_fold_change"] >= MIN_LOG2_FOLD) & (table["pvalue_adjusted"] <= MAX_PVALUE)]
+    best = clear.groupby("category", observed=True).head(N_MARKERS)
+    position = pd.Index(genes)
+    return {name: np.sort(position.get_indexer(best.loc[best["category"] == name, "gene"])) for name in chosen}
+
+
+class _Walk(NamedTuple):
+    """Paths through a type's states.
+
+    Attributes
+    ----------
+    names
+        Of the paths.
+    points
+        ``(n_paths, n_steps, n_state)``.
+    along
+        Where the type's cells are along each path, ``(n_paths, n_cells)``.
+    """
+
+    names: list[str]
+    points: np.ndarray
+    along: np.ndarray
+
+
+def _walk(state: np.ndarray, n_steps: int, quantiles: tuple[float, float]) -> _Walk:
+    """Paths through the states ``(n_cells, n_state)`` of a type."""
+    mean = state.mean(0)
+    directions, names = list(np.eye(state.shape[1])), [str(j + 1) for j in range(state.shape[1])]
+    if state.shape[1] > 1:
+        main = np.linalg.svd(state - mean, full_matrices=False)[2][0]
+        # Its sign is arbitrary: the one along the dimension that it follows most.
+        directions.append(main * np.sign(main[np.abs(main).argmax()]))
+        names.append(MAIN)
+    along = np.stack([(state - mean) @ direction for direction in directions])
+    low, high = np.quantile(along, quantiles, axis=1)
+    t = low[:, None] + np.linspace(0, 1, n_steps) * (high - low)[:, None]
+    points = mean + t[..., None] * np.stack(directions)[:, None]
+    return _Walk(names, points.astype(np.float32), along)
+
+
+def _decode(
+    model: CplMixVI,
+    adata: AnnData,
+    labels: pd.Categorical,
+    walks: dict[str, _Walk],
+    library_size: float | None,
+    n_draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expression along all walks, on the scale of the result, and the flip rate of each path."""
+    expression, flips = [], []
+    for name, walk in walks.items():
+        n_paths, n_steps, n_state = walk.points.shape
+        decoded = model.decode_state(
+            walk.points.reshape(-1, n_state),
+            name,
+            adata=adata,
+            indices=np.flatnonzero(labels == name),
+            library_size=library_size,
+            n_draws=n_draws,
+        )
+        expression.append(decoded.expression.reshape(n_paths, n_steps, -1))
+        flips.append(decoded.flips.reshape(n_paths, n_steps).mean(1))
+    decoded = np.stack(expression).astype(np.float32)
+    return np.log1p(decoded) if model.likelihood in COUNT_LIKELIHOODS else decoded, np.stack(flips)
+
+
+def _summarise(walks, expression, flips, values, labels, genes, own, sets, moved, on_counts) -> Traversal:
+    """Effects, sets and leakage of decoded walks; the arguments are the variables of :func:`traverse`."""
+    deviation = standard_deviation(values)
+    effect, rank = effects(expression[:, :, -1] - expression[:, :, 0], deviation), monotonicity(expression)
+    paths = next(iter(walks.values())).names
+    named = [(name, path) for name in walks for path in paths]
+    of_sets = [
+        {"category": name, "path": path, "gene_set": label, **_of_set(e[positions], r[positions], moved)}
+        for (name, path), e, r in zip(named, _rows(effect), _rows(rank), strict=True)
+        for label, positions in {MARKERS: own[name], **sets}.items()
+    ]
+    leaks = []
+    for (name, walk), x, rates in zip(walks.items(), expression, flips, strict=True):
+        markers = TypeMarkers(values, np.flatnonzero(labels == name), own[name], deviation, on_counts)
+        for path, along, steps, rate in zip(paths, walk.along, x, rates, strict=True):
+            row = markers.leakage(steps[:, own[name]], along, moved)
+            leaks.append({"category": name, "path": path, **row, "flip_rate": float(rate)})
+    return Traversal(
+        categories=np.array(list(walks), dtype=object),
+        paths=np.array(paths, dtype=object),
+        genes=genes.astype(object),
+        state=np.stack([walk.points for walk in walks.values()]),
+        expression=expression,
+        effect=effect,
+        monotonicity=rank,
+        gene_sets=pd.DataFrame(of_sets),
+        leakage=pd.DataFrame(leaks),
+        members=_members(own, sets, genes),
+        params={"moved": float(moved)},
+    )
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """One row per type and path, ``(n_types * n_paths, n_genes)``."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def _members(own: dict[str, np.ndarray], sets: dict[str, np.ndarray], genes: np.ndarray) -> pd.DataFrame:
+    """Genes of all sets; the category is empty where a set is the same for all."""
+    rows = [(MARKERS, name, gene) for name, positions in own.items() for gene in genes[positions]]
+    rows += [(label, "", gene) for label, positions in sets.items() for gene in genes[positions]]
+    return pd.DataFrame(rows, columns=["gene_set", "category", "gene"])
+
+
+def _scale(likelihood: str, library_size: float | None) -> str:
+    if library_size is not None:
+        return f"log1p of counts per {library_size:g}"
+    return "probability" if likelihood == "bernoulli" else "value"
+
+
+def _of_set(effect: np.ndarray, rank: np.ndarray, moved: float) -> dict[str, float]:
+    if not len(effect):
+        return {"n_genes": 0} | dict.fromkeys(("median_effect", "share_moved", "share_monotone", "share_up"), np.nan)
+    return {
+        "n_genes": len(effect),
+        "median_effect": float(np.median(np.abs(effect))),
+        "share_moved": float((np.abs(effect) >= moved).mean()),
+        "share_monotone": float((np.abs(rank) >= MONOTONE).mean()),
+        "share_up": float((effect > 0).mean()),
+    }

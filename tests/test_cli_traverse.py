@@ -1,0 +1,82 @@
+"""``cplmixvi traverse``: one JSON line on success, one line on stderr for bad input, the input stays as it was."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+
+import anndata
+import pytest
+
+import cplmixvi as cpl
+from cplmixvi.cli import main
+
+
+def call(*arguments):
+    """Exit status, stdout and stderr of the command line, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(fitted_states, tmp_path_factory):
+    """Cells that are not annotated, and the folder of a model."""
+    adata, model = fitted_states
+    folder = tmp_path_factory.mktemp("traverse")
+    cells = adata.copy()
+    for name in ("_scvi_batch", "_scvi_labels"):
+        del cells.obs[name]
+    for name in [name for name in cells.uns if name.startswith("_scvi")]:
+        del cells.uns[name]
+    cells.write_h5ad(folder / "in.h5ad")
+    model.save(folder / "model")
+    (folder / "sets.gmt").write_text("mine\tabout\tgene00\tgene01\tgene0\tgene1\n")
+    return folder
+
+
+def test_cells_are_annotated_where_they_are_not_and_walked_through(folder, tmp_path):
+    out = tmp_path / "out.h5ad"
+    status, line, err = call(
+        *("traverse", folder / "in.h5ad", out, "--model-dir", folder / "model"),
+        *("--gene-sets", folder / "sets.gmt", "--steps", 5, "--categories", "0,2"),
+    )
+    assert status == 0, err
+    summary = json.loads(line)
+    assert (summary["cells"], summary["categories"], summary["paths"], summary["genes"]) == (400, 2, 3, 60)
+    assert 0 <= summary["flip_rate"] <= 1
+    assert "annotated first" in err
+    before, after = anndata.read_h5ad(folder / "in.h5ad"), anndata.read_h5ad(out)
+    assert (before.X != after.X).nnz == 0
+    assert not [name for name in (*after.obs, *after.uns) if name.startswith("_scvi")]
+    result = cpl.tl.Traversal.from_uns(after.uns["cplmixvi"]["traversals"])
+    assert result.expression.shape == (2, 3, 5, 60)
+    assert "mine" in set(result.gene_sets["gene_set"])
+    assert {"state_genes", "state_tests"} <= set(after.uns["cplmixvi"])
+    assert list(tmp_path.iterdir()) == [out]
+    # What is annotated already stays so.
+    status, _, err = call("traverse", out, tmp_path / "again.h5ad", "--model-dir", folder / "model", "--quiet")
+    assert (status, err) == (0, "")
+    again = anndata.read_h5ad(tmp_path / "again.h5ad")
+    assert again.obs["cplmixvi"].equals(after.obs["cplmixvi"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model-dir", "{0}/no"], "has no model"),
+        (["--model-dir", "{0}/model", "--categories", "0,B"], "--categories"),
+        (["--model-dir", "{0}/model", "--gene-sets", "{0}/no.gmt"], "--gene-sets"),
+        (["--model-dir", "{0}/model", "--gene-sets", "{0}/in.h5ad"], "--gene-sets"),
+        (["--model-dir", "{0}/model", "--steps", "2"], "--steps"),
+        (["--model-dir", "{0}/model", "--key-added", "1x"], "--key-added"),
+        ([], "--model-dir"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, options, message):
+    options = [option.format(folder) for option in options]
+    status, out, err = call("traverse", folder / "in.h5ad", tmp_path / "out.h5ad", *options)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(tmp_path.iterdir())

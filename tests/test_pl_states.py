@@ -1,0 +1,119 @@
+"""Figures of states: right numbers in the right places, clear errors."""
+
+import numpy as np
+import pytest
+
+import cplmixvi as cpl
+from cplmixvi import pl
+
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def walked(fitted_states):
+    adata, model = fitted_states
+    adata = adata.copy()
+    adata.obs["depth"] = np.asarray(adata.X.sum(1)).ravel()
+    cpl.tl.annotate(adata, model)
+    result = cpl.tl.traverse(adata, model, gene_sets={"mine": list(adata.var_names[:7])})
+    cpl.tl.state_genes(adata)
+    cpl.tl.compare_states(adata)
+    return adata, result
+
+
+def ticks(axis):
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+class TestState:
+    def test_each_panel_has_the_cells_of_its_type_in_colour(self, walked):
+        adata, _ = walked
+        axes = pl.state(adata, color="batch")
+        assert [ax.get_title(loc="left") for ax in axes] == ["0", "1", "2"]
+        for ax, name in zip(axes, "012", strict=True):
+            others, own = (np.asarray(points.get_offsets()) for points in ax.collections)
+            member = (adata.obs["cplmixvi"] == name).to_numpy()
+            assert (len(others), len(own)) == ((~member).sum(), member.sum())
+            np.testing.assert_allclose(np.sort(own[:, 0]), np.sort(adata.obsm["X_cplmixvi"][member, 0]))
+        assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["batch0", "batch1"]
+
+    def test_numbers_get_a_bar_and_types_can_be_chosen(self, walked):
+        axes = pl.state(walked[0], color="depth", categories=["2"])
+        assert len(axes) == 1
+        assert axes[0].figure.axes[-1].get_ylabel() == "depth"
+
+    def test_histograms_have_the_same_area_for_all_types(self, walked):
+        adata, _ = walked
+        ax = pl.state_histograms(adata, categories=["1", "0"])
+        assert ticks(ax.yaxis)[0].startswith("1 (")
+        areas = [row - np.asarray(line.get_ydata()) for row, line in enumerate(ax.lines)]
+        assert areas[0].sum() == pytest.approx(areas[1].sum(), rel=0.05)
+        assert ax.get_title(loc="left").startswith("effect on location")
+
+    def test_values_of_a_column_share_the_area_of_their_type(self, walked):
+        adata, _ = walked
+        ax = pl.state_histograms(adata, color="batch", categories=["0"])
+        first, second = (0 - np.asarray(line.get_ydata()).sum() for line in ax.lines)
+        batch = adata.obs["batch"][adata.obs["cplmixvi"] == "0"]
+        assert first / (first + second) == pytest.approx((batch == "batch0").mean(), abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("draw", "options", "message"),
+        [
+            (pl.state, {"categories": ["B"]}, "categories of 'cplmixvi' are 0, 1, 2"),
+            (pl.state, {"color": "no"}, "color='no'"),
+            (pl.state, {"dims": (0, 5)}, "dims="),
+            (pl.state_histograms, {"dim": 4}, "has 2 columns"),
+            (pl.traversal, {"path": "9"}, "path='9'"),
+            (pl.traversal, {"gene_sets": ["no"]}, "gene_sets='no'"),
+            (pl.state_genes, {"dim": 2}, "dim=2"),
+        ],
+    )
+    def test_what_is_not_there(self, walked, draw, options, message):
+        with pytest.raises(ValueError, match=message):
+            draw(walked[0], **options)
+
+
+class TestTraversal:
+    def test_panels_show_the_change_in_standard_deviations(self, walked):
+        adata, result = walked
+        axes = pl.traversal(adata, gene_sets=["mine"], path="1")
+        assert axes.shape == (3, 1)
+        genes = ticks(axes[0, 0].xaxis)
+        assert set(genes) == set(adata.var_names[:7])
+        image = np.asarray(axes[1, 0].images[0].get_array())
+        table = result.by_gene().query("category == '1' and path == '1'").set_index("gene").loc[genes]
+        np.testing.assert_allclose(image[-1] - image[0], table["effect"] * table["direction"], atol=1e-4)
+
+    def test_markers_are_those_of_the_type(self, walked):
+        adata, result = walked
+        axes = pl.traversal(adata, gene_sets=["markers"], categories=["0", "2"], n_genes=5, standardize=False)
+        members = result.members[result.members["gene_set"] == "markers"]
+        for ax, name in zip(axes[:, 0], "02", strict=True):
+            assert set(ticks(ax.xaxis)) <= set(members.loc[members["category"] == name, "gene"])
+
+    def test_without_a_traversal_it_says_what_to_run(self, walked):
+        adata = walked[0].copy()
+        del adata.uns["cplmixvi"]["traversals"]
+        del adata.uns["cplmixvi"]["state_genes"]
+        with pytest.raises(ValueError, match="tl.traverse"):
+            pl.traversal(adata)
+        with pytest.raises(ValueError, match="tl.state_genes"):
+            pl.state_genes(adata)
+
+
+class TestStateGenes:
+    def test_entries_are_the_correlations(self, walked):
+        adata, _ = walked
+        ax = pl.state_genes(adata, dim=1, n_genes=3)
+        entry = adata.uns["cplmixvi"]["state_genes"]
+        values = np.asarray(ax.images[0].get_array())
+        genes, names = ticks(ax.xaxis), ticks(ax.yaxis)
+        i = int(np.flatnonzero((entry["category"] == "1") & (entry["dimension"] == 2) & (entry["rank"] == 1))[0])
+        assert values[names.index("1"), genes.index(entry["gene"][i])] == pytest.approx(entry["correlation"][i])
