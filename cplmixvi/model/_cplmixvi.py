@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 from anndata import AnnData
@@ -21,7 +20,7 @@ from scvi.utils import setup_anndata_dsp
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
-from cplmixvi.augment import Augmenter, resolve
+from cplmixvi.augment import Augment, resolve
 from cplmixvi.module import CplMixVAE
 from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
@@ -53,7 +52,8 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
         ``"bernoulli"`` on values in ``[0, 1]``.
     augment
         How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
-        ``"noise"``, ``"none"``, an :class:`~cplmixvi.augment.Augmenter`, or a list of those.
+        ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow), ``"none"``,
+        several of these joined by ``"+"``, an :class:`~cplmixvi.augment.Augmenter`, or a list of those.
     registry
         Registry of a saved model, for use without an AnnData; set by :meth:`load`.
     **module_kwargs
@@ -85,7 +85,7 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
         n_state: int = 2,
         n_arms: int = 2,
         likelihood: str = "nb",
-        augment: str | Augmenter | Sequence[str | Augmenter] | None = "auto",
+        augment: Augment = "auto",
         *,
         registry: dict | None = None,
         **module_kwargs,
@@ -99,7 +99,9 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
         self.n_categories = n_categories
         if self._finds_n_categories:
             self.n_categories = max(default_n_categories(n_obs), self.n_labels)
+        augmenter = resolve(augment, likelihood)
         if adata is not None:
+            augmenter.check(adata)
             pp.check_n_categories(self.n_categories, n_obs, self.label_names)
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             layer = self.registry_["setup_args"].get("layer")
@@ -119,7 +121,7 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
             n_labels=self.n_labels,
             likelihood=likelihood,
-            augmenter=resolve(augment, likelihood),
+            augmenter=augmenter,
             **module_kwargs,
         )
         self._build(self.n_categories)

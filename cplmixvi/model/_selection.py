@@ -12,6 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
+from cplmixvi.augment import codes_of, combined
 from cplmixvi.train import MAX_SELECTION_CELLS, Selection, select_n_categories
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class SelectionMixin:
         for tensors in self._make_data_loader(adata=self.adata, indices=some):
             values.append(tensors[REGISTRY_KEYS.X_KEY].float())
             batch.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
+        # What types must not follow is a batch here: its mean is taken out.
+        nuisance = codes_of(self.adata, self.module.augmenter.nuisance_keys)[some]
         device = self.module.device
 
         def encode(half: torch.Tensor) -> torch.Tensor:
@@ -96,7 +99,7 @@ class SelectionMixin:
             torch.cat(values),
             on_counts=self.module.on_counts,
             encode=encode,
-            batch=torch.cat(batch),
+            batch=torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance)),
             candidates=candidates,
             smallest=smallest,
             seed=seed,
