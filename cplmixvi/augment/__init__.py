@@ -3,6 +3,8 @@
 from ._across import AcrossCondition
 from ._base import Augmenter, Compose, Identity
 from ._cells import Cells, codes_of, combined
+from ._generator import Discriminator
+from ._learned import LearnedAugmenter, learned_parts
 from ._masking import GeneMasking
 from ._neighbours import Neighbours
 from ._noise import GaussianNoise
@@ -16,11 +18,14 @@ __all__ = [
     "Cells",
     "Compose",
     "CountThinning",
+    "Discriminator",
     "GaussianNoise",
     "GeneMasking",
     "Identity",
+    "LearnedAugmenter",
     "Neighbours",
     "codes_of",
     "combined",
+    "learned_parts",
     "resolve",
 ]

@@ -9,6 +9,7 @@ from cplmixvi._constants import COUNT_LIKELIHOODS
 
 from ._across import AcrossCondition
 from ._base import Augmenter, Compose, Identity
+from ._learned import LearnedAugmenter
 from ._masking import GeneMasking
 from ._neighbours import Neighbours
 from ._noise import GaussianNoise
@@ -19,6 +20,7 @@ NAMED: dict[str, Callable[[], Augmenter]] = {
     "mask": GeneMasking,
     "noise": GaussianNoise,
     "neighbours": Neighbours,
+    "learned": LearnedAugmenter,
     "none": Identity,
 }
 #: Names that are followed by "=" and a key of the AnnData.
@@ -37,9 +39,9 @@ def resolve(augment: Augment, likelihood: str) -> Augmenter:
     ----------
     augment
         ``"auto"`` (thinning on counts, masking otherwise), ``"thin"``, ``"mask"``, ``"noise"``, ``"neighbours"``,
-        ``"neighbours=KEY"`` with coordinates in ``obsm``, ``"across=KEY"`` with a condition in ``obs``, ``"none"`` or
-        `None`, several of these names joined by ``"+"``, an :class:`Augmenter`, or a sequence of those. Several are
-        applied in order.
+        ``"neighbours=KEY"`` with coordinates in ``obsm``, ``"across=KEY"`` with a condition in ``obs``,
+        ``"learned"``, ``"none"`` or `None`; several of these names joined by ``"+"``; an :class:`Augmenter`; or a
+        sequence of those. Several are applied in order.
     likelihood
         The model's likelihood: augmenters that need counts are refused on other values.
 

@@ -20,10 +20,11 @@ from scvi.utils import setup_anndata_dsp
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
-from cplmixvi.augment import Augment, resolve
+from cplmixvi.augment import Augment, learned_parts, resolve
 from cplmixvi.module import CplMixVAE
 from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
+from ._augmenter import AugmenterMixin
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
@@ -33,7 +34,9 @@ from ._selection import SelectionMixin
 _REPORT_CELLS = 5_000
 
 
-class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+class CplMixVI(
+    GettersMixin, SelectionMixin, AugmenterMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass
+):
     """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
 
     Parameters
@@ -52,8 +55,9 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
         ``"bernoulli"`` on values in ``[0, 1]``.
     augment
         How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
-        ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow), ``"none"``,
-        several of these joined by ``"+"``, an :class:`~cplmixvi.augment.Augmenter`, or a list of those.
+        ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
+        ``"learned"`` (:meth:`train_augmenter`), ``"none"``; several of these joined by ``"+"``; an
+        :class:`~cplmixvi.augment.Augmenter`; or a list of those.
     registry
         Registry of a saved model, for use without an AnnData; set by :meth:`load`.
     **module_kwargs
@@ -110,6 +114,7 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
             )
             if likelihood in COUNT_LIKELIHOODS:
                 module_kwargs.setdefault("target_library", float(np.median(pp.library_size(values))))
+        augmenter.build(self.summary_stats.n_vars, likelihood, module_kwargs.get("target_library", 1e4))
         self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
         covariates = self.registry_["field_registries"]
         categorical = covariates.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
@@ -264,6 +269,9 @@ class CplMixVI(GettersMixin, SelectionMixin, RNASeqMixin, VAEMixin, Unsupervised
             self._build((self.selection or self.select_n_categories()).n_categories)
             # What a saved model is made from when it is loaded.
             self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
+        if not all(part.fitted for part in learned_parts(self.module.augmenter)):
+            shown = {key: kwargs[key] for key in ("enable_progress_bar", "logger") if key in kwargs}
+            self.train_augmenter(accelerator=accelerator, devices=devices, batch_size=batch_size, **shown)
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
         plan_kwargs = dict(plan_kwargs or {})
