@@ -203,6 +203,8 @@ BAD_OPTIONS = {
     ),
     "no such likelihood": (["--likelihood", "gauss"], "gauss"),
     "no such augmenter": (["--augment", "blur"], "'blur'"),
+    "no such condition": (["--augment", "across=plate"], "across='plate' is not a column of obs; columns there: donor"),
+    "no such coordinates": (["--augment", "neighbours=X_pca"], "'X_pca' is not in adata.obsm"),
     "no such accelerator": (["--accelerator", "abacus"], "use one of auto, cpu"),
     "fractions under nb": (["--layer", "log"], "layer 'log'"),
     "more categories than cells": (["--n-categories", "1000"], "1000"),

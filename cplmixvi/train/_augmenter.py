@@ -35,7 +35,8 @@ class AugmenterPlan(LightningModule):
     lr
         Learning rate of both.
     adversarial_weight, triplet_weight
-        :math:`w_\text{adv}` and :math:`w_\text{tri}`, nats.
+        :math:`w_\text{adv}` and :math:`w_\text{tri}`, nats. Ten times the default lets the discriminator tear copies
+        away from the cells (``benchmarks/NOTES.md``).
     margin, least_spread
         :math:`m` and :math:`v`, in units of the prior's variance.
     """
@@ -46,7 +47,7 @@ class AugmenterPlan(LightningModule):
         n_genes: int,
         *,
         lr: float = 1e-3,
-        adversarial_weight: float = 10.0,
+        adversarial_weight: float = 3.0,
         triplet_weight: float = 10.0,
         margin: float = 0.5,
         least_spread: float = 0.05,
