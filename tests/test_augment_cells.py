@@ -161,6 +161,7 @@ def test_training_with_neighbours_saves_and_loads(shifted, tmp_path, sparse_tens
     model.train(
         max_epochs=3,
         train_size=0.8,
+        warm_start=sparse_tensors,
         enable_progress_bar=False,
         check_val_every_n_epoch=1,
         load_sparse_tensor=sparse_tensors,
@@ -169,6 +170,17 @@ def test_training_with_neighbours_saves_and_loads(shifted, tmp_path, sparse_tens
     loaded = cpl.CplMixVI.load(tmp_path / "model", adata=shifted)
     pd.testing.assert_frame_equal(loaded.predict(soft=True), model.predict(soft=True))
     loaded.train(max_epochs=1, enable_progress_bar=False)
+
+
+def test_refits_compare_cells_as_the_model_does(shifted):
+    adata = shifted.copy()
+    adata.obsm["X_given"] = np.log1p(adata.X.toarray())[:, :30]
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_categories=3, augment="neighbours=X_given", n_hidden=8)
+    short = {"max_epochs": 1, "warm_start": False, "enable_progress_bar": False}
+    model.train(**short)
+    cpl.tl.annotate(adata, model)
+    assert cpl.tl.stability(adata, model, n_repeats=1, train_kwargs=short).n_repeats == 1
 
 
 def test_selection_does_not_see_the_condition(shifted):
