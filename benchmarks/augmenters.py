@@ -252,7 +252,7 @@ def main() -> None:
         if (data, augmenter, seed) in done:
             continue
         scored = run(data, augmenter, seed, shared)
-        scored = {key: round(float(value), 4) for key, value in scored.items()}
+        scored = {key: round(float(value), 4) for key, value in scored.items() if np.isfinite(value)}
         entry = {"data": data, "augmenter": augmenter, "seed": seed, **scored}
         runs.append(entry)
         with path.open("a") as stream:

@@ -212,7 +212,20 @@ def test_what_is_not_there_is_refused_before_training(shifted, given, message):
     adata.obsm["text"] = np.full((240, 2), np.nan)
     cpl.CplMixVI.setup_anndata(adata)
     with pytest.raises(ValueError, match=message):
-        cpl.CplMixVI(adata, n_categories=3, augment=given)
+        cpl.CplMixVI(adata, n_categories=3, augment=given).train(max_epochs=1)
+
+
+def test_a_model_is_loaded_for_cells_without_the_condition(shifted, tmp_path):
+    cpl.CplMixVI.setup_anndata(shifted)
+    model = cpl.CplMixVI(shifted, n_categories=3, augment="across=stim", n_hidden=8)
+    model.train(max_epochs=1, warm_start=False, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    new = AnnData(shifted.X.copy(), var=shifted.var)
+    loaded = cpl.CplMixVI.load(tmp_path / "model", adata=new)
+    assert list(loaded.predict()) == list(model.predict())
+    for call in (loaded.train, loaded.select_n_categories):
+        with pytest.raises(ValueError, match="across='stim' is not a column"):
+            call()
 
 
 def test_conditions_that_are_the_batches_are_refused(shifted):

@@ -23,8 +23,7 @@ class Augmenter(nn.Module):
     their buffers move to the device with the model and are saved with it.
 
     The other methods are for augmenters that need more than a minibatch, and do nothing by default. A model calls
-    :meth:`check` when it is made from an AnnData, :meth:`build` when it is made, :meth:`prepare` before it is trained
-    and :meth:`release` after.
+    :meth:`build` when it is made, :meth:`check` and :meth:`prepare` before it is trained, and :meth:`release` after.
     """
 
     #: Whether the augmenter is only meaningful on counts.

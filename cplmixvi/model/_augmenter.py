@@ -65,6 +65,7 @@ class AugmenterMixin:
             )
         if self.adata is None:
             raise ValueError("The learned augmenter is trained on an AnnData, and the model has none.")
+        device = self.module.device
         indices = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
         batch_size = batch_size or default_batch_size(len(indices))
         if max_epochs is None:
@@ -84,3 +85,5 @@ class AugmenterMixin:
             )
             trainer.fit(plan, splitter.train_dataloader())
             self.augmenter_history_ = plan.history
+        # Lightning leaves the augmenter on the device that it was trained on, away from the arms.
+        self.module.to(device)

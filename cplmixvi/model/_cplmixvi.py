@@ -105,7 +105,6 @@ class CplMixVI(
             self.n_categories = max(default_n_categories(n_obs), self.n_labels)
         augmenter = resolve(augment, likelihood)
         if adata is not None:
-            augmenter.check(adata)
             pp.check_n_categories(self.n_categories, n_obs, self.label_names)
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             layer = self.registry_["setup_args"].get("layer")
@@ -257,7 +256,7 @@ class CplMixVI(
         Raises
         ------
         ValueError
-            If fewer than two cells are left for training.
+            If fewer than two cells are left for training, or the cells lack what the augmenter looks at.
 
         Warns
         -----
@@ -265,6 +264,9 @@ class CplMixVI(
             If the fit is unsound, see :meth:`report`.
         """
         n_obs = self.summary_stats.n_cells
+        if self.adata is not None:
+            # Not before: a model that is loaded for inference needs nothing of what its augmenter looked at.
+            self.module.augmenter.check(self.adata)
         if self._finds_n_categories and not self.is_trained_ and self.adata is not None and n_obs > 1:
             self._build((self.selection or self.select_n_categories()).n_categories)
             # What a saved model is made from when it is loaded.

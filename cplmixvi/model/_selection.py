@@ -72,6 +72,7 @@ class SelectionMixin:
             raise ValueError(
                 "The number of categories is found from an AnnData, and the model has none: give n_categories."
             )
+        self.module.augmenter.check(self.adata)
         n_obs = self.adata.n_obs
         smallest = max(2, self.n_labels)
         if candidates is not None:
