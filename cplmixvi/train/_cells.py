@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from cplmixvi import pp
 from cplmixvi.augment import Cells, combined
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 
 def training_cells(datamodule: LightningDataModule, on_counts: bool) -> Cells:

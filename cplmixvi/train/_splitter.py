@@ -64,7 +64,16 @@ class CplMixSplitter(DataSplitter):
     def train_dataloader(self) -> DataLoader:
         """Load the training cells with their rows in the AnnData."""
         loader = super().train_dataloader()
-        return DataLoader(NumberedCells(loader.dataset, loader.indices), **loader.kwargs)
+        return DataLoader(
+            NumberedCells(loader.dataset, self.train_idx),
+            # The sampler gives the positions of whole minibatches.
+            sampler=loader.sampler,
+            batch_size=None,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            persistent_workers=loader.persistent_workers,
+        )
 
 
 def without_single_tail(n_obs: int, batch_size: int) -> int:
