@@ -15,6 +15,9 @@ SELECTION_KEY = "selection"
 #: Entry of a minibatch with the arms' copies of the cells, shape ``(n_arms, n_cells, n_genes)``.
 COPIES_KEY = "copies"
 
+#: Entry of a minibatch of training cells with their rows in the AnnData, shape ``(n_cells,)``.
+CELL_KEY = "cell"
+
 #: Entry of a minibatch with the starting posterior of the categories, shape ``(n_cells, n_categories)``.
 GUIDE_KEY = "guide"
 

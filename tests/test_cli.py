@@ -156,6 +156,14 @@ class TestAnnotate:
         assert found <= set(model.category_names)
         assert after.obs["some"].astype(object).equals(ad.read_h5ad(cells).obs["some"].astype(object))
 
+    @pytest.mark.parametrize("name", ["across=donor+thin", "neighbours=X_other"])
+    def test_augmenters_get_what_they_look_at(self, cells, tmp_path, name):
+        options = ["--layer", "counts", "--augment", name, "--model-dir", tmp_path / "model", "--quiet"]
+        status, _, err = call("annotate", cells, tmp_path / "out.h5ad", *FAST, *options)
+        assert (status, err) == (0, "")
+        assert set(ad.read_h5ad(tmp_path / "out.h5ad").obsm) == {"X_other", "X_cplmixvi", "cplmixvi_proba"}
+        cplmixvi.CplMixVI.load(tmp_path / "model", adata=False)
+
     def test_log_values_with_a_normal_likelihood(self, cells, tmp_path):
         options = ["--layer", "log", "--likelihood", "normal", "--n-categories", "auto", "--max-epochs", "1", "--quiet"]
         assert call("annotate", cells, tmp_path / "out.h5ad", *options)[0] == 0
@@ -203,6 +211,8 @@ BAD_OPTIONS = {
     ),
     "no such likelihood": (["--likelihood", "gauss"], "gauss"),
     "no such augmenter": (["--augment", "blur"], "'blur'"),
+    "no such condition": (["--augment", "across=plate"], "across='plate' is not a column of obs; columns there: donor"),
+    "no such coordinates": (["--augment", "neighbours=X_pca"], "'X_pca' is not in adata.obsm"),
     "no such accelerator": (["--accelerator", "abacus"], "use one of auto, cpu"),
     "fractions under nb": (["--layer", "log"], "layer 'log'"),
     "more categories than cells": (["--n-categories", "1000"], "1000"),

@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
-from cplmixvi.train._gaussian import inverse_root, mahalanobis2
 from cplmixvi.train._em import Fit
+from cplmixvi.train._gaussian import inverse_root, mahalanobis2
 from cplmixvi.train._mixture import SharedCovarianceMixture
 
 

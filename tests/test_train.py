@@ -1,8 +1,11 @@
 """Splits, schedules and the plan."""
 
+import numpy as np
 import pytest
 
-from cplmixvi.train import default_batch_size, default_max_epochs
+import cplmixvi as cpl
+from cplmixvi._constants import CELL_KEY
+from cplmixvi.train import CplMixSplitter, default_batch_size, default_max_epochs
 from cplmixvi.train._splitter import without_single_tail
 
 
@@ -29,3 +32,19 @@ def test_default_runs_have_about_as_many_steps(n_cells):
 def test_default_epochs_are_bounded():
     assert default_max_epochs(10, 16) == 1_000
     assert default_max_epochs(10**7, 128) == 20
+
+
+@pytest.mark.parametrize("sparse_tensors", [True, False])
+def test_training_minibatches_say_which_cells_they_hold(make_counts, sparse_tensors):
+    adata = make_counts(n_obs=50)
+    cpl.CplMixVI.setup_anndata(adata)
+    manager = cpl.CplMixVI(adata, n_categories=2).adata_manager
+    splitter = CplMixSplitter(manager, train_size=0.8, batch_size=16, load_sparse_tensor=sparse_tensors)
+    splitter.setup()
+    seen = []
+    for batch in splitter.train_dataloader():
+        batch = splitter.on_after_batch_transfer(batch, 0)
+        seen += batch[CELL_KEY].tolist()
+        np.testing.assert_array_equal(batch["X"].numpy(), adata.X[batch[CELL_KEY].numpy()].toarray())
+    assert sorted(seen) == sorted(splitter.train_idx)
+    assert seen != sorted(seen)

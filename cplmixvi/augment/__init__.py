@@ -1,9 +1,31 @@
 """Type-preserving copies of cells: what makes the arms see non-identical views of one cell."""
 
+from ._across import AcrossCondition
 from ._base import Augmenter, Compose, Identity
+from ._cells import Cells, codes_of, combined
+from ._generator import Discriminator
+from ._learned import LearnedAugmenter, learned_parts
 from ._masking import GeneMasking
+from ._neighbours import Neighbours
 from ._noise import GaussianNoise
-from ._resolve import resolve
+from ._resolve import Augment, resolve
 from ._thinning import CountThinning
 
-__all__ = ["Augmenter", "Compose", "CountThinning", "GaussianNoise", "GeneMasking", "Identity", "resolve"]
+__all__ = [
+    "AcrossCondition",
+    "Augment",
+    "Augmenter",
+    "Cells",
+    "Compose",
+    "CountThinning",
+    "Discriminator",
+    "GaussianNoise",
+    "GeneMasking",
+    "Identity",
+    "LearnedAugmenter",
+    "Neighbours",
+    "codes_of",
+    "combined",
+    "learned_parts",
+    "resolve",
+]

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ._cells import Cells
 
 
 class Augmenter(nn.Module):
@@ -15,10 +21,52 @@ class Augmenter(nn.Module):
     once per arm and step, so that the arms' copies are independent given the cell (paper, section 3,
     "Arms observe non-identical copies of samples"). Augmenters are :class:`~torch.nn.Module` so that
     their buffers move to the device with the model and are saved with it.
+
+    The other methods are for augmenters that need more than a minibatch, and do nothing by default. A model calls
+    :meth:`build` when it is made, :meth:`check` and :meth:`prepare` before it is trained, and :meth:`release` after.
     """
 
     #: Whether the augmenter is only meaningful on counts.
     needs_counts: bool = False
+    #: Whether :meth:`prepare` needs the training cells.
+    needs_cells: bool = False
+    #: Whether a copy has nothing of the values it is given, so that no augmenter before it would have an effect.
+    replaces: bool = False
+    #: Columns of ``obs`` that copies change and types must not follow.
+    nuisance_keys: tuple[str, ...] = ()
+
+    def check(self, adata: AnnData) -> None:
+        """Refuse cells without what the augmenter needs.
+
+        Raises
+        ------
+        ValueError
+            That says what is missing.
+        """
+
+    def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
+        """Make what depends on the number of genes, the likelihood and the depth (molecules) of the model."""
+
+    def prepare(self, cells: Cells, device: torch.device | str) -> None:
+        """Look at the training cells; what :meth:`forward` needs of them is kept on ``device``."""
+
+    def release(self) -> None:
+        """Let go of the training cells."""
+
+    def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Values whose mean says nothing of what copies change and types must not follow.
+
+        Parameters
+        ----------
+        x, tensors
+            See :meth:`forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n_values, n_cells, n_genes)``; the cells themselves, ``x[None]``, where there is nothing of that kind.
+        """
+        return x[None]
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw a copy of every cell.
@@ -53,12 +101,50 @@ class Compose(Augmenter):
     ----------
     augmenters
         Applied from first to last.
+
+    Raises
+    ------
+    ValueError
+        If an augmenter that replaces cells comes after another one, whose effect would be lost.
     """
 
     def __init__(self, augmenters: Sequence[Augmenter]):
         super().__init__()
+        for augmenter in augmenters[1:]:
+            if augmenter.replaces:
+                raise ValueError(
+                    f"{type(augmenter).__name__} replaces cells by others, so that what comes before it is lost: put "
+                    "it first, and use one of its kind only."
+                )
         self.augmenters = nn.ModuleList(augmenters)
         self.needs_counts = any(augmenter.needs_counts for augmenter in augmenters)
+        self.needs_cells = any(augmenter.needs_cells for augmenter in augmenters)
+        self.replaces = any(augmenter.replaces for augmenter in augmenters)
+        self.nuisance_keys = tuple(key for augmenter in augmenters for key in augmenter.nuisance_keys)
+
+    def check(self, adata: AnnData) -> None:
+        """Check for each augmenter."""
+        for augmenter in self.augmenters:
+            augmenter.check(adata)
+
+    def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
+        """Build each augmenter."""
+        for augmenter in self.augmenters:
+            augmenter.build(n_genes, likelihood, target_library)
+
+    def prepare(self, cells: Cells, device: torch.device | str) -> None:
+        """Prepare each augmenter."""
+        for augmenter in self.augmenters:
+            augmenter.prepare(cells, device)
+
+    def release(self) -> None:
+        """Release the cells of each augmenter."""
+        for augmenter in self.augmenters:
+            augmenter.release()
+
+    def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the first augmenter makes of the cells, the only one that may change what types must not follow."""
+        return self.augmenters[0].neutral(x, tensors)
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw from each augmenter in turn."""

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 from cplmixvi._constants import COUNT_LIKELIHOODS
 
+from ._across import AcrossCondition
 from ._base import Augmenter, Compose, Identity
+from ._learned import LearnedAugmenter
 from ._masking import GeneMasking
+from ._neighbours import Neighbours
 from ._noise import GaussianNoise
 from ._thinning import CountThinning
 
-NAMED: dict[str, type[Augmenter]] = {
+NAMED: dict[str, Callable[[], Augmenter]] = {
     "thin": CountThinning,
     "mask": GeneMasking,
     "noise": GaussianNoise,
+    "neighbours": Neighbours,
+    "learned": LearnedAugmenter,
     "none": Identity,
 }
+#: Names that are followed by "=" and a key of the AnnData.
+KEYED: dict[str, Callable[[str], Augmenter]] = {
+    "across": AcrossCondition,
+    "neighbours": lambda key: Neighbours(use_rep=key),
+}
+
+Augment = str | Augmenter | Sequence["str | Augmenter"] | None
 
 
-def resolve(augment: str | Augmenter | Sequence[str | Augmenter] | None, likelihood: str) -> Augmenter:
+def resolve(augment: Augment, likelihood: str) -> Augmenter:
     """Turn the model's ``augment`` argument into an augmenter.
 
     Parameters
     ----------
     augment
-        ``"auto"`` (thinning on counts, masking otherwise), ``"thin"``, ``"mask"``, ``"noise"``,
-        ``"none"`` or `None`, an :class:`Augmenter`, or a sequence of those, applied in order.
+        ``"auto"`` (thinning on counts, masking otherwise), ``"thin"``, ``"mask"``, ``"noise"``, ``"neighbours"``,
+        ``"neighbours=KEY"`` with coordinates in ``obsm``, ``"across=KEY"`` with a condition in ``obs``,
+        ``"learned"``, ``"none"`` or `None`; several of these names joined by ``"+"``; an :class:`Augmenter`; or a
+        sequence of those. Several are applied in order.
     likelihood
         The model's likelihood: augmenters that need counts are refused on other values.
 
     Returns
     -------
     Augmenter
+        A copy, where one was given: it is the model's own.
 
     Raises
     ------
@@ -42,17 +58,12 @@ def resolve(augment: str | Augmenter | Sequence[str | Augmenter] | None, likelih
     counts = likelihood in COUNT_LIKELIHOODS
     if augment is None:
         augment = "none"
-    if isinstance(augment, str) and augment == "auto":
-        augment = "thin" if counts else "mask"
+    if isinstance(augment, str) and "+" in augment:
+        augment = augment.split("+")
     if isinstance(augment, Augmenter):
-        augmenter = augment
+        augmenter = deepcopy(augment)
     elif isinstance(augment, str):
-        if augment not in NAMED:
-            raise ValueError(
-                f"augment={augment!r} is not known; use 'auto', {', '.join(map(repr, NAMED))}, an Augmenter, "
-                "or a list of those."
-            )
-        augmenter = NAMED[augment]()
+        augmenter = _named(augment, counts)
     elif isinstance(augment, Sequence) and len(augment) > 0:
         augmenter = Compose([resolve(part, likelihood) for part in augment])
     else:
@@ -65,3 +76,18 @@ def resolve(augment: str | Augmenter | Sequence[str | Augmenter] | None, likelih
             "use augment='mask' or 'noise', or a count likelihood."
         )
     return augmenter
+
+
+def _named(augment: str, counts: bool) -> Augmenter:
+    """Augmenter of a single name, alone or with a key."""
+    if augment == "auto":
+        augment = "thin" if counts else "mask"
+    name, equals, key = augment.partition("=")
+    if equals and name in KEYED and key:
+        return KEYED[name](key)
+    if not equals and name in NAMED:
+        return NAMED[name]()
+    raise ValueError(
+        f"augment={augment!r} is not known; use 'auto', {', '.join(map(repr, NAMED))}, "
+        f"{', '.join(repr(name + '=KEY') for name in KEYED)}, several joined by '+', an Augmenter, or a list of those."
+    )

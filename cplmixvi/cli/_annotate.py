@@ -125,6 +125,7 @@ def _prepare(options: Options, reporter: Reporter) -> tuple[AnnData, CplMixVI]:
     fitted = select(adata, options.hvg, layer=options.layer, likelihood=options.likelihood, batch_key=options.batch_key)
     if options.labels_key is not None:
         fitted.obs[options.labels_key] = adata.obs[options.labels_key]
+    _keep_for_augmenter(adata, fitted, options)
     CplMixVI.setup_anndata(
         fitted,
         layer=options.layer,
@@ -148,6 +149,20 @@ def _prepare(options: Options, reporter: Reporter) -> tuple[AnnData, CplMixVI]:
         f"{options.n_arms} {'arm' if options.n_arms == 1 else 'arms'}"
     )
     return adata, model
+
+
+def _keep_for_augmenter(adata: AnnData, fitted: AnnData, options: Options) -> None:
+    """Give the cells to fit the condition and the coordinates that the augmenter looks at."""
+    from cplmixvi.augment import resolve
+
+    augmenter = resolve(options.augment, options.likelihood)
+    augmenter.check(adata)
+    for key in augmenter.nuisance_keys:
+        fitted.obs[key] = adata.obs[key]
+    for part in augmenter.modules():
+        use_rep = getattr(part, "use_rep", None)
+        if use_rep is not None:
+            fitted.obsm[use_rep] = adata.obsm[use_rep]
 
 
 def _find_n_categories(model: CplMixVI, reporter: Reporter) -> None:

@@ -121,7 +121,11 @@ def annotate(
         str, typer.Option(help="nb, zinb or poisson for counts; normal or mse for log values; bernoulli for 0 to 1.")
     ] = "nb",
     augment: Annotated[
-        str, typer.Option(help="How the arms' copies of a cell differ: auto, thin, mask, noise or none.")
+        str,
+        typer.Option(
+            help="How the arms' copies of a cell differ: auto, thin, mask, noise, neighbours, across=COLUMN (a "
+            "condition that types must not follow), learned, none, or several of these joined by +."
+        ),
     ] = "auto",
     hvg: Annotated[int, typer.Option(min=0, help="Fit this many highly variable genes; 0 for all genes.")] = 2000,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 from anndata import AnnData
@@ -21,10 +20,11 @@ from scvi.utils import setup_anndata_dsp
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
-from cplmixvi.augment import Augmenter, resolve
+from cplmixvi.augment import Augment, learned_parts, resolve
 from cplmixvi.module import CplMixVAE
 from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
+from ._augmenter import AugmenterMixin
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
@@ -36,7 +36,14 @@ _REPORT_CELLS = 5_000
 
 
 class CplMixVI(
-    GettersMixin, StatesMixin, SelectionMixin, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass
+    GettersMixin,
+    StatesMixin,
+    SelectionMixin,
+    AugmenterMixin,
+    RNASeqMixin,
+    VAEMixin,
+    UnsupervisedTrainingMixin,
+    BaseModelClass,
 ):
     """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
 
@@ -56,7 +63,9 @@ class CplMixVI(
         ``"bernoulli"`` on values in ``[0, 1]``.
     augment
         How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
-        ``"noise"``, ``"none"``, an :class:`~cplmixvi.augment.Augmenter`, or a list of those.
+        ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
+        ``"learned"`` (:meth:`train_augmenter`), ``"none"``; several of these joined by ``"+"``; an
+        :class:`~cplmixvi.augment.Augmenter`; or a list of those.
     registry
         Registry of a saved model, for use without an AnnData; set by :meth:`load`.
     **module_kwargs
@@ -88,7 +97,7 @@ class CplMixVI(
         n_state: int = 2,
         n_arms: int = 2,
         likelihood: str = "nb",
-        augment: str | Augmenter | Sequence[str | Augmenter] | None = "auto",
+        augment: Augment = "auto",
         *,
         registry: dict | None = None,
         **module_kwargs,
@@ -102,6 +111,7 @@ class CplMixVI(
         self.n_categories = n_categories
         if self._finds_n_categories:
             self.n_categories = max(default_n_categories(n_obs), self.n_labels)
+        augmenter = resolve(augment, likelihood)
         if adata is not None:
             pp.check_n_categories(self.n_categories, n_obs, self.label_names)
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
@@ -111,6 +121,7 @@ class CplMixVI(
             )
             if likelihood in COUNT_LIKELIHOODS:
                 module_kwargs.setdefault("target_library", float(np.median(pp.library_size(values))))
+        augmenter.build(self.summary_stats.n_vars, likelihood, module_kwargs.get("target_library", 1e4))
         self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
         covariates = self.registry_["field_registries"]
         categorical = covariates.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
@@ -122,7 +133,7 @@ class CplMixVI(
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
             n_labels=self.n_labels,
             likelihood=likelihood,
-            augmenter=resolve(augment, likelihood),
+            augmenter=augmenter,
             **module_kwargs,
         )
         self._build(self.n_categories)
@@ -253,7 +264,7 @@ class CplMixVI(
         Raises
         ------
         ValueError
-            If fewer than two cells are left for training.
+            If fewer than two cells are left for training, or the cells lack what the augmenter looks at.
 
         Warns
         -----
@@ -261,10 +272,16 @@ class CplMixVI(
             If the fit is unsound, see :meth:`report`.
         """
         n_obs = self.summary_stats.n_cells
+        if self.adata is not None:
+            # Not before: a model that is loaded for inference needs nothing of what its augmenter looked at.
+            self.module.augmenter.check(self.adata)
         if self._finds_n_categories and not self.is_trained_ and self.adata is not None and n_obs > 1:
             self._build((self.selection or self.select_n_categories()).n_categories)
             # What a saved model is made from when it is loaded.
             self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
+        if not all(part.fitted for part in learned_parts(self.module.augmenter)):
+            shown = {key: kwargs[key] for key in ("enable_progress_bar", "logger") if key in kwargs}
+            self.train_augmenter(accelerator=accelerator, devices=devices, batch_size=batch_size, **shown)
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
         plan_kwargs = dict(plan_kwargs or {})

@@ -12,6 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
+from cplmixvi.augment import codes_of, combined
 from cplmixvi.train import MAX_SELECTION_CELLS, Selection, half_encoder, select_n_categories
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class SelectionMixin:
             raise ValueError(
                 "The number of categories is found from an AnnData, and the model has none: give n_categories."
             )
+        self.module.augmenter.check(self.adata)
         n_obs = self.adata.n_obs
         smallest = max(2, self.n_labels)
         if candidates is not None:
@@ -87,11 +89,13 @@ class SelectionMixin:
         for tensors in self._make_data_loader(adata=self.adata, indices=some):
             values.append(tensors[REGISTRY_KEYS.X_KEY].float())
             batch.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
+        # What types must not follow is a batch here: its mean is taken out.
+        nuisance = codes_of(self.adata, self.module.augmenter.nuisance_keys)[some]
         selection = select_n_categories(
             torch.cat(values),
             on_counts=self.module.on_counts,
             encode=half_encoder(self.module),
-            batch=torch.cat(batch),
+            batch=torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance)),
             candidates=candidates,
             smallest=smallest,
             seed=seed,

@@ -9,7 +9,7 @@ from cplmixvi.pp._checks import (
     is_whole,
 )
 from cplmixvi.pp._genes import select_genes
-from cplmixvi.pp._values import as_csr, library_size, log_normalize
+from cplmixvi.pp._values import as_csr, library_size, log_normalize, to_csr
 
 __all__ = [
     "ValuesReport",
@@ -22,4 +22,5 @@ __all__ = [
     "library_size",
     "log_normalize",
     "select_genes",
+    "to_csr",
 ]

@@ -148,10 +148,13 @@ def _bare_copy(model: CplMixVI) -> AnnData:
     values = adata.X if layer is None else adata.layers[layer]
     if adata.isbacked:
         values = pp.as_csr(adata, layer)
-    var = pd.DataFrame(index=adata.var_names)
+    given = {"obs": adata.obs.copy(), "var": pd.DataFrame(index=adata.var_names)}
+    if model.module.augmenter.needs_cells:
+        # Coordinates and graphs by which the augmenter compares cells.
+        given |= {"obsm": dict(adata.obsm), "obsp": dict(adata.obsp)}
     if layer is None:
-        return AnnData(values, obs=adata.obs.copy(), var=var)
-    return AnnData(obs=adata.obs.copy(), var=var, layers={layer: values})
+        return AnnData(values, **given)
+    return AnnData(layers={layer: values}, **given)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How the arms are trained: minibatches, training plan and schedules."""
 
+from ._augmenter import AugmenterPlan
 from ._guide import half_encoder
 from ._plan import CplMixPlan
 from ._schedules import default_batch_size, default_max_epochs
@@ -9,6 +10,7 @@ from ._splitter import CplMixSplitter
 
 __all__ = [
     "MAX_SELECTION_CELLS",
+    "AugmenterPlan",
     "CplMixPlan",
     "CplMixSplitter",
     "Selection",

@@ -19,6 +19,31 @@ from ._views import FEW_CATEGORIES, SCALINGS, ViewConsensus, fit_views
 MAX_CELLS = 20_000
 
 
+def guide_input(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a guide sees of a minibatch.
+
+    Log values of the cells, or their mean with those of the cells' counterparts where the augmenter changes what types
+    must not follow.
+
+    Returns
+    -------
+    torch.Tensor
+        Log values, ``(n_cells, n_genes)``, on the module's device.
+    torch.Tensor
+        Codes of the batches, ``(n_cells,)``.
+    """
+    x = dense_values(module, tensors)
+    values = module.encoder_input(module.augmenter.neutral(x, tensors)).mean(0)
+    return values, tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long()
+
+
+def dense_values(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Values of a minibatch's cells, ``(n_cells, n_genes)``, on the module's device."""
+    x = tensors[REGISTRY_KEYS.X_KEY].to(module.device)
+    # What comes straight from the loader has not passed the data module, which makes sparse minibatches dense.
+    return (x if x.layout is torch.strided else x.to_dense()).float()
+
+
 def fit_guide(
     module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int = MAX_CELLS
 ) -> ViewConsensus:
@@ -98,11 +123,11 @@ def _read(
             if (seen >= LABEL_CELLS).all():
                 break
             rows = rare(labels.cpu(), seen).to(labels.device)
-        x = tensors[REGISTRY_KEYS.X_KEY][rows].to(module.device).float()
+        log_values, batch = guide_input(module, tensors)
         if n_cells < n_raw:
-            raw.append(x.cpu())
-        values.append(module.encoder_input(x).cpu())
-        codes.append(tensors[REGISTRY_KEYS.BATCH_KEY][rows].view(-1).long().cpu())
+            raw.append(dense_values(module, tensors)[rows].cpu())
+        values.append(log_values[rows].cpu())
+        codes.append(batch[rows].cpu())
         n_cells += len(values[-1])
         if labels is not None:
             known.append(labels[rows].cpu())

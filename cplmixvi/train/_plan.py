@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from cplmixvi._constants import COPIES_KEY, GUIDE_KEY, KNOWN_KEY
 
-from ._guide import fit_guide, known_categories
+from ._cells import training_cells
+from ._guide import fit_guide, guide_input, known_categories
 from ._labels import labelled
 from ._views import ViewConsensus
 
@@ -92,8 +92,11 @@ class CplMixPlan(TrainingPlan):
         self._n_seen[mode] = 0
 
     def on_fit_start(self) -> None:
-        """Fit the guide to the training cells."""
+        """Show the training cells to the augmenter, and fit the guide to them."""
         super().on_fit_start()
+        augmenter = self.module.augmenter
+        if augmenter.needs_cells:
+            augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
         if self.warm_start:
             guide = fit_guide(self.module, self.trainer.datamodule.train_dataloader())
             self._guide = [guide.to(self.device)]
@@ -106,8 +109,7 @@ class CplMixPlan(TrainingPlan):
         self.module.guided = bool(self._guide) and self.current_epoch < self.guided_fraction * self.trainer.max_epochs
         known = known_categories(self.module, batch)
         for guide in self._guide:
-            log_values = self.module.encoder_input(batch[REGISTRY_KEYS.X_KEY].float())
-            batch[GUIDE_KEY] = labelled(guide(log_values, batch[REGISTRY_KEYS.BATCH_KEY].view(-1).long()), known)
+            batch[GUIDE_KEY] = labelled(guide(*guide_input(self.module, batch)), known)
         if known is not None and not self._guide:
             batch[KNOWN_KEY] = known
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
@@ -124,6 +126,7 @@ class CplMixPlan(TrainingPlan):
         """Leave the module as inference expects it."""
         super().on_fit_end()
         self.module.guided = False
+        self.module.augmenter.release()
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Terms of the loss on the cells themselves."""

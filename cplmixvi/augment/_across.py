@@ -1,0 +1,183 @@
+"""Counterparts across conditions: the copy of a cell is a cell like it under another condition."""
+
+from __future__ import annotations
+
+import logging
+from itertools import combinations
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
+
+from cplmixvi import pp
+from cplmixvi._constants import CELL_KEY
+
+from ._cells import Cells, codes_of
+from ._embedding import check_obsm, embedding
+from ._partners import PartnerAugmenter, as_pairs
+
+logger = logging.getLogger(__name__)
+
+#: Rounds in which counterparts are found, conditions are moved onto each other by them, and they are found anew.
+_ROUNDS = 3
+
+
+class AcrossCondition(PartnerAugmenter):
+    """Let a cell's copies be of any condition: the cell itself, or its counterpart in another one.
+
+    For users who know a condition (a treatment, a donor, a technology) by which types should not split. Every arm and
+    step draws a condition for each cell and sees a counterpart of it there; the start of the training sees the mean of
+    the cell and its counterparts.
+
+    Cells of two conditions are counterparts if each is among the nearest of the other, each condition's coordinates
+    being centred (mutual nearest neighbours: Haghverdi et al. 2018, Nature Biotechnology 36:421). Because types do not
+    all respond alike, the conditions are then moved towards each other by the local mean of the counterparts'
+    differences, and counterparts are found anew. A cell that has none takes those of the nearest cell that has, if that
+    is near; else it stands for itself.
+
+    Parameters
+    ----------
+    key
+        Column of ``obs`` with the condition. With a ``batch_key``, counterparts are looked for in the cell's own batch.
+    n_neighbors
+        Cells of the other condition within which two cells must have each other.
+    use_rep
+        Entry of ``obsm`` with the coordinates that cells are compared in; `None` for 30 principal components of log
+        values.
+
+    Raises
+    ------
+    ValueError
+        If ``n_neighbors`` is out of range.
+    """
+
+    def __init__(self, key: str, n_neighbors: int = 20, *, use_rep: str | None = None):
+        super().__init__()
+        if not pp.is_whole(n_neighbors) or n_neighbors < 1:
+            raise ValueError(f"n_neighbors={n_neighbors!r} must be a whole number of at least 1.")
+        self.key, self.n_neighbors, self.use_rep = key, n_neighbors, use_rep
+        self.nuisance_keys = (key,)
+
+    def check(self, adata: AnnData) -> None:
+        """Refuse a condition that is not there or that all cells have; see :meth:`Augmenter.check`."""
+        check_obsm(adata, self.use_rep)
+        if self.key not in adata.obs:
+            raise ValueError(
+                f"across={self.key!r} is not a column of obs; columns there: "
+                f"{', '.join(map(str, adata.obs.columns[:12])) or 'none'}; name one of these."
+            )
+        if codes_of(adata, [self.key]).max(initial=0) == 0:
+            raise ValueError(
+                f"obs[{self.key!r}] has one value only, {adata.obs[self.key].iloc[0]!r}: counterparts need a second "
+                "condition; leave the augmenter out."
+            )
+
+    def find(self, cells: Cells) -> list[sparse.csr_matrix]:
+        """Counterparts of each cell in every condition, see :class:`PartnerAugmenter`.
+
+        Raises
+        ------
+        ValueError
+            If no batch has cells of two conditions.
+        """
+        group, condition = cells.group[cells.rows], codes_of(cells.adata, [self.key])
+        points = embedding(cells, self.use_rep)
+        first, second, compared = [], [], 0
+        for code in np.unique(group):
+            inside = np.flatnonzero(group == code)
+            rows = cells.rows[inside]
+            if len(np.unique(condition[rows])) > 1:
+                compared += len(inside)
+                pairs = mutual_pairs(points[inside], condition[rows], self.n_neighbors).tocoo()
+                first.append(rows[pairs.row])
+                second.append(rows[pairs.col])
+        if compared == 0:
+            raise ValueError(
+                f"No training cells of one batch differ in obs[{self.key!r}], so that none has a counterpart: batches "
+                "and conditions are the same. Give the condition as batch_key or to the augmenter, not both."
+            )
+        first, second = np.concatenate(first), np.concatenate(second)
+        logger.info(
+            "%.0f%% of the training cells have a counterpart across obs[%r].",
+            100 * len(np.unique(first)) / len(cells.rows),
+            self.key,
+        )
+        return [
+            as_pairs(first[condition[second] == code], second[condition[second] == code], cells.adata.n_obs)
+            for code in np.unique(condition)
+        ]
+
+    def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A counterpart of every cell from each condition, or the cell itself; see :meth:`Augmenter.neutral`."""
+        if self.partners is None:
+            return x[None]
+        return self.partners.draw_each(tensors[CELL_KEY].to(x.device))
+
+
+def mutual_pairs(points: np.ndarray, condition: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:
+    """Counterparts of different conditions, after moving conditions onto each other.
+
+    Parameters
+    ----------
+    points
+        Coordinates, ``(n, n_dimensions)``.
+    condition
+        Codes of at least two conditions, ``(n,)``.
+    n_neighbors
+        Neighbours in the other condition, at most as many as it has cells.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        ``(n, n)``; the row of a cell has its counterparts of all other conditions.
+    """
+    points = points.astype(np.float64)
+    members = [np.flatnonzero(condition == code) for code in np.unique(condition)]
+    for inside in members:
+        points[inside] -= points[inside].mean(0)
+    for remaining in reversed(range(_ROUNDS)):
+        found = as_pairs(np.zeros(0, dtype=int), np.zeros(0, dtype=int), len(points))
+        for a, b in combinations(members, 2):
+            mutual = _nearest(points, a, b, n_neighbors).multiply(_nearest(points, b, a, n_neighbors).T)
+            found = found + mutual + mutual.T
+        if remaining:
+            points = points + _moves(points, members, found, n_neighbors)
+    return _lent(points, members, found.tocsr(), n_neighbors)
+
+
+def _lent(
+    points: np.ndarray, members: list[np.ndarray], pairs: sparse.csr_matrix, n_neighbors: int
+) -> sparse.csr_matrix:
+    """Give cells without counterparts those of the nearest cell of their condition that has, if that is near."""
+    lender = np.arange(len(points))
+    paired = np.diff(pairs.indptr) > 0
+    for inside in members:
+        k = min(n_neighbors, len(inside) - 1)
+        if k > 0:
+            near = inside[NearestNeighbors(n_neighbors=k).fit(points[inside]).kneighbors(return_distance=False)]
+            some = ~paired[inside] & paired[near].any(1)
+            lender[inside[some]] = near[some, paired[near[some]].argmax(1)]
+    return pairs[lender]
+
+
+def _nearest(points: np.ndarray, a: np.ndarray, b: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:
+    """Ones where a cell of ``b`` is among the nearest of a cell of ``a``, ``(n, n)``."""
+    k = min(n_neighbors, len(b))
+    near = NearestNeighbors(n_neighbors=k).fit(points[b]).kneighbors(points[a], return_distance=False)
+    return as_pairs(np.repeat(a, k), b[near.ravel()], len(points))
+
+
+def _moves(points: np.ndarray, members: list[np.ndarray], pairs: sparse.csr_matrix, n_neighbors: int) -> np.ndarray:
+    """Half of the way of every cell to the other conditions: the mean way of the paired cells around it."""
+    count = np.diff(pairs.indptr)
+    way = pairs @ points / np.maximum(count, 1)[:, None] - points
+    moves = np.zeros_like(points)
+    for inside in members:
+        paired = inside[count[inside] > 0]
+        if len(paired):
+            k = min(n_neighbors, len(paired))
+            near = NearestNeighbors(n_neighbors=k).fit(points[paired]).kneighbors(points[inside], return_distance=False)
+            moves[inside] = 0.5 * way[paired[near]].mean(1)
+    return moves

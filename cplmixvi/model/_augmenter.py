@@ -1,0 +1,89 @@
+"""Training of the learned augmenter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from scvi.module.base import BaseModuleClass
+from scvi.train import Trainer
+
+from cplmixvi.augment import learned_parts
+from cplmixvi.train import AugmenterPlan, CplMixSplitter, default_batch_size, default_max_epochs
+
+logger = logging.getLogger(__name__)
+
+
+class AugmenterMixin:
+    """Trains the augmenter that copies are learned by."""
+
+    module: BaseModuleClass
+    #: Means of the terms of the augmenter's losses, one entry per epoch; kept with the model when it is saved.
+    augmenter_history_: dict[str, list[float]] | None = None
+
+    def train_augmenter(
+        self,
+        max_epochs: int | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        plan_kwargs: dict | None = None,
+        **trainer_kwargs,
+    ) -> None:
+        """Train the learned augmenter of a model made with ``augment="learned"``, alone or among others.
+
+        :meth:`train` does this by itself before the arms, where it was not done before. A further call goes on with the
+        generator as it is and a new discriminator.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; by default as many as give about 2,500 steps.
+        indices
+            Cells to learn from; all if `None`.
+        batch_size
+            Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
+        accelerator, devices
+            Passed to Lightning; ``"auto"`` uses a GPU where there is one.
+        plan_kwargs
+            Of :class:`cplmixvi.train.AugmenterPlan`: learning rate and weights of the losses.
+        **trainer_kwargs
+            Of :class:`scvi.train.Trainer`: ``enable_progress_bar``, ``logger``, ...
+
+        Raises
+        ------
+        ValueError
+            If the model has no learned augmenter, or no AnnData.
+        """
+        parts = learned_parts(self.module.augmenter)
+        if not parts:
+            raise ValueError(
+                "The model has no learned augmenter to train; make it with augment='learned', or 'learned+thin'."
+            )
+        if self.adata is None:
+            raise ValueError("The learned augmenter is trained on an AnnData, and the model has none.")
+        device = self.module.device
+        indices = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
+        batch_size = batch_size or default_batch_size(len(indices))
+        if max_epochs is None:
+            max_epochs = default_max_epochs(len(indices), batch_size)
+        everyone = np.arange(self.adata.n_obs)
+        split = [indices, np.zeros(0, dtype=int), np.setdiff1d(everyone, indices)]
+        splitter = CplMixSplitter(self.adata_manager, batch_size=batch_size, external_indexing=split)
+        splitter.setup()
+        for part in parts:
+            logger.info("Training the augmenter on %d cells.", len(indices))
+            plan = AugmenterPlan(part, self.summary_stats.n_vars, **(plan_kwargs or {}))
+            trainer = Trainer(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                **{"log_every_n_steps": 1, **trainer_kwargs},
+            )
+            trainer.fit(plan, splitter.train_dataloader())
+            self.augmenter_history_ = plan.history
+        # Lightning leaves the augmenter on the device that it was trained on, away from the arms.
+        self.module.to(device)
