@@ -31,7 +31,7 @@ def test_default_runs_have_about_as_many_steps(n_cells):
 
 def test_default_epochs_are_bounded():
     assert default_max_epochs(10, 16) == 1_000
-    assert default_max_epochs(10**7, 128) == 20
+    assert default_max_epochs(10**7, 128) == 10
 
 
 @pytest.mark.parametrize("sparse_tensors", [True, False])

@@ -6,6 +6,7 @@ from ._coupling import Coupling, Disagreement
 from ._cplmixvae import CplMixVAE, pairwise_agreement
 from ._likelihoods import Likelihood, likelihood_class
 from ._losses import kl_normal
+from ._path import LinearPath
 from ._prior import StatePrior
 from ._states import JointPosterior, decode_states, infer_jointly
 
@@ -18,6 +19,7 @@ __all__ = [
     "Disagreement",
     "JointPosterior",
     "Likelihood",
+    "LinearPath",
     "StateAlignment",
     "StatePrior",
     "decode_states",

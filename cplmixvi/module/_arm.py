@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from ._likelihoods import Likelihood
+from ._path import LinearPath
 
 #: Bounds of log q(s|c,x)'s variance: beyond them exp under- or overflows in float32 long before it helps.
 LOG_VARIANCE_RANGE = (-10.0, 4.0)
@@ -59,8 +60,10 @@ class Arm(nn.Module):
     r"""Encoder, categorical head, state head and decoder of one arm (paper, Fig. 2b).
 
     .. math::
-        h = f(x), \quad q(c\mid x) = \mathrm{softmax}(W h + b), \quad
+        h = f(x), \quad q(c\mid x) = \mathrm{softmax}(W h + b + \ell(x)), \quad
         q(s\mid c, x) = \mathcal N(\mu([h, c]), \sigma^2([h, c])), \quad p(x\mid s, c) = g([c, s])
+
+    with a linear path :math:`\ell` (:class:`~cplmixvi.module.LinearPath`) that a guide sets.
 
     Parameters
     ----------
@@ -101,6 +104,7 @@ class Arm(nn.Module):
         # Covariates enter the first layer only: the later ones would let the network undo the correction.
         self.encoder = FCLayers(n_input, n_hidden, dropout_rate=dropout_rate, inject_covariates=False, **shared)
         self.category_head = nn.Linear(n_hidden, n_categories)
+        self.path = LinearPath(n_input, n_categories, n_cats_per_cov[0] if n_cats_per_cov else 1)
         n_head = n_hidden + (n_categories if state_given_category else 0)
         self.state_mean = nn.Linear(n_head, n_state)
         self.state_log_variance = nn.Linear(n_head, n_state)
@@ -112,7 +116,8 @@ class Arm(nn.Module):
     def encode(self, x: torch.Tensor, covariates: Covariates) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden layer ``(n_cells, n_hidden)`` and log q(c|x) ``(n_cells, K)`` of encoder inputs ``x``."""
         hidden = self.encoder(x, *covariates.categorical, cont=covariates.continuous)
-        return hidden, torch.log_softmax(self.category_head(hidden), dim=-1)
+        batch = covariates.categorical[0].view(-1) if covariates.categorical else None
+        return hidden, torch.log_softmax(self.category_head(hidden) + self.path(x, batch), dim=-1)
 
     def sample_category(self, log_qc: torch.Tensor, temperature: float, hard: bool) -> torch.Tensor:
         """Gumbel-softmax sample of ``c``, relaxed or straight-through, shape of ``log_qc``."""

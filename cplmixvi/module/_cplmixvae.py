@@ -345,6 +345,7 @@ class CplMixVAE(BaseModuleClass):
     def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
         """Move the multipliers after a gradient step, given the ``extra_metrics`` of its loss."""
         if self.guided:
+            self.coupling.lam.observe(metrics["disagreement"])
             return
         self.coupling.lam.step(metrics["disagreement"])
         if "guide_divergence" in metrics:

@@ -8,10 +8,11 @@ from scvi.train import TrainingPlan
 
 from cplmixvi._constants import COPIES_KEY, GUIDE_KEY, KNOWN_KEY
 
+from ._answers import GuideAnswers
 from ._cells import training_cells
-from ._guide import fit_guide, guide_input, known_categories
+from ._follow import follow_guide
+from ._guide import fit_guide, known_categories
 from ._labels import labelled
-from ._views import ViewConsensus
 
 
 class CplMixPlan(TrainingPlan):
@@ -59,7 +60,7 @@ class CplMixPlan(TrainingPlan):
         )
         self.warm_start, self.guided_fraction = warm_start, guided_fraction
         # In a list, because it is no part of the plan for torch: it has nothing to learn and is not saved.
-        self._guide: list[ViewConsensus] = []
+        self._guide: list[GuideAnswers] = []
         self._totals: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
         self._n_seen = {"train": 0, "validation": 0}
         self._last_metrics: dict[str, torch.Tensor] = {}
@@ -98,8 +99,10 @@ class CplMixPlan(TrainingPlan):
         if augmenter.needs_cells:
             augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
         if self.warm_start:
-            guide = fit_guide(self.module, self.trainer.datamodule.train_dataloader())
-            self._guide = [guide.to(self.device)]
+            datamodule = self.trainer.datamodule
+            guide = fit_guide(self.module, datamodule.train_dataloader()).to(self.device)
+            self._guide = [GuideAnswers(guide, self.module, _n_rows(datamodule))]
+            follow_guide(self.module, self._guide[0], datamodule.train_dataloader())
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """One step on fresh copies; returns the loss to Lightning's automatic optimisation."""
@@ -109,7 +112,7 @@ class CplMixPlan(TrainingPlan):
         self.module.guided = bool(self._guide) and self.current_epoch < self.guided_fraction * self.trainer.max_epochs
         known = known_categories(self.module, batch)
         for guide in self._guide:
-            batch[GUIDE_KEY] = labelled(guide(*guide_input(self.module, batch)), known)
+            batch[GUIDE_KEY] = labelled(guide(batch), known)
         if known is not None and not self._guide:
             batch[KNOWN_KEY] = known
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
@@ -142,3 +145,8 @@ class CplMixPlan(TrainingPlan):
         """Log the epoch's means."""
         super().on_validation_epoch_end()
         self._log_epoch("validation")
+
+
+def _n_rows(datamodule) -> int:
+    """Rows that the training cells have in their AnnData; 0 where the data module does not say."""
+    return int(max(getattr(datamodule, "train_idx", ()), default=-1)) + 1

@@ -6,7 +6,7 @@ import math
 
 #: Optimiser steps of a default run. Mixture models need steps rather than epochs: a small data set takes more epochs.
 DEFAULT_STEPS = 2_500
-MIN_EPOCHS, MAX_EPOCHS = 20, 1_000
+MIN_EPOCHS, MAX_EPOCHS = 10, 1_000
 
 
 def default_batch_size(n_cells: int) -> int:
@@ -29,7 +29,7 @@ def default_max_epochs(n_cells: int, batch_size: int, n_steps: int = DEFAULT_STE
     Returns
     -------
     int
-        Between 20 and 1,000.
+        Between 10 and 1,000.
     """
     steps_per_epoch = max(1, math.ceil(n_cells / batch_size))
     return int(min(MAX_EPOCHS, max(MIN_EPOCHS, round(n_steps / steps_per_epoch))))

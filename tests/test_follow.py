@@ -1,0 +1,152 @@
+"""Arms that start as good as their guide: the linear path, its fit, and answers that are kept."""
+
+import numpy as np
+import pytest
+import torch
+
+import cplmixvi as cpl
+from cplmixvi._constants import CELL_KEY
+from cplmixvi.module import LinearPath
+from cplmixvi.module._dual import DualWeight
+from cplmixvi.train import _answers, _plan
+from cplmixvi.train._answers import GuideAnswers
+from cplmixvi.train._follow import follow_guide, logistic
+
+
+@pytest.fixture(scope="module")
+def adata():
+    adata = cpl.datasets.simulate(400, 80, 4, n_markers=8, seed=2)
+    cpl.CplMixVI.setup_anndata(adata)
+    return adata
+
+
+class TestPath:
+    def test_adds_nothing_until_it_is_set(self):
+        path = LinearPath(30, 4)
+        path(torch.rand(5, 30)).sum().backward()
+        assert torch.count_nonzero(path(torch.rand(5, 30))) == 0
+        assert torch.count_nonzero(path.weight.grad) == 0
+
+    def test_coordinates_are_standardised_by_batch_and_clipped(self):
+        path = LinearPath(2, 3, n_batch=3)
+        mean = torch.tensor([[1.0, 0], [5, 0], [3, 0]])
+        path.follow(mean, torch.tensor([2.0, 1.0]), torch.eye(2), clip=4.0)
+        x = torch.tensor([[3.0, 0], [3, 0], [3, 0], [90, 0]])
+        # The third batch was not among those that means are known of, and a cell may have no batch at all.
+        first = path.coordinates(x, torch.tensor([0, 1, 2, 0]))[:, 0]
+        torch.testing.assert_close(first, torch.tensor([1.0, -1, 0, 4]))
+        assert path.coordinates(x)[0, 0] == 0
+
+    @pytest.mark.parametrize(("n_genes", "k", "expected"), [(10, 5, 10), (500, 5, 25), (500, 60, 60), (500, 900, 128)])
+    def test_has_coordinates_for_many_categories(self, n_genes, k, expected):
+        path = LinearPath(n_genes, k)
+        assert path.n_coordinates == expected
+        # A guide may have more, or fewer.
+        for width in (expected + 3, max(1, expected - 3)):
+            path.follow(torch.zeros(2, n_genes), torch.ones(n_genes), torch.rand(n_genes, width), clip=10.0)
+            assert path(torch.rand(3, n_genes)).shape == (3, k)
+
+
+class TestLogistic:
+    def test_finds_the_posterior_of_two_clouds(self):
+        rng = np.random.default_rng(0)
+        truth = rng.integers(0, 2, 4_000)
+        z = torch.from_numpy((rng.standard_normal((4_000, 3)) + 2 * truth[:, None] * [1, 0, 0]).astype(np.float32))
+        weight, bias = logistic(z, torch.nn.functional.one_hot(torch.from_numpy(truth), 2).float())
+        slope = weight[:, 1] - weight[:, 0]
+        # log p1/p0 = 2 z0 - 2 where means differ by 2 along the first axis.
+        assert slope.tolist() == pytest.approx([2, 0, 0], abs=0.2)
+        assert float(bias[1] - bias[0]) == pytest.approx(-2, abs=0.25)
+
+    def test_coordinates_that_do_not_vary_get_no_weight(self):
+        z = torch.cat([torch.rand(50, 1), torch.zeros(50, 2)], dim=1)
+        weight, bias = logistic(z, torch.tensor([[0.3, 0.7]]).expand(50, 2))
+        assert torch.count_nonzero(weight[1:]) == 0
+        torch.testing.assert_close(torch.softmax(z @ weight + bias, 1)[0], torch.tensor([0.3, 0.7]), atol=1e-3, rtol=0)
+
+
+def started(adata, monkeypatch):
+    """A model whose arms were set but not trained, and its guide's answers."""
+    seen = []
+    monkeypatch.setattr(
+        _plan,
+        "follow_guide",
+        lambda module, answers, batches: seen.append(answers) or follow_guide(module, answers, batches),
+    )
+    monkeypatch.setattr(_plan.CplMixPlan, "configure_optimizers", lambda self: None)
+    model = cpl.CplMixVI(adata, n_categories=4)
+    with pytest.warns(UserWarning):
+        model.train(max_epochs=1, enable_progress_bar=False)
+    return model, seen[0]
+
+
+def test_arms_start_with_the_answers_of_the_guide(adata, monkeypatch):
+    model, answers = started(adata, monkeypatch)
+    x = torch.from_numpy(adata.X.toarray())
+    module = model.module.eval()
+    said = answers.guide(module.encoder_input(x), torch.zeros(len(x), dtype=torch.long)).argmax(1)
+    for arm in module.arms:
+        logits = arm.path(module.encoder_input(x), torch.zeros(len(x), dtype=torch.long)) + arm.category_head.bias
+        assert (logits.argmax(1) == said).float().mean() > 0.97
+
+
+class TestAnswers:
+    def guide(self, calls):
+        def guide(values, batch):
+            calls.append(len(values))
+            return torch.softmax(values[:, :4], dim=1)
+
+        return guide
+
+    def minibatch(self, rows):
+        return {"X": torch.arange(4.0 * len(rows)).view(-1, 4), "batch": torch.zeros(len(rows), 1), CELL_KEY: rows}
+
+    @pytest.fixture
+    def module(self, adata):
+        return cpl.CplMixVI(adata, n_categories=4).module
+
+    def test_the_guide_is_asked_once_per_cell(self, module):
+        calls = []
+        answers = GuideAnswers(self.guide(calls), module, 9)
+        first = answers(self.minibatch(torch.tensor([7, 2, 8])))
+        again = answers(self.minibatch(torch.tensor([7, 2, 8])))
+        torch.testing.assert_close(first, again)
+        torch.testing.assert_close(answers(self.minibatch(torch.tensor([8])))[0], first[2])
+        assert calls == [3]
+        answers(self.minibatch(torch.tensor([8, 1])))
+        assert calls == [3, 2]
+
+    @pytest.mark.parametrize("n_rows", [0, 9])
+    def test_answers_that_would_not_fit_are_asked_for_again(self, module, monkeypatch, n_rows):
+        monkeypatch.setattr(_answers, "MAX_KEPT", 30)
+        calls = []
+        answers = GuideAnswers(self.guide(calls), module, n_rows)
+        for _ in range(2):
+            answers(self.minibatch(torch.tensor([1, 2])))
+        assert calls == [2, 2]
+
+    def test_answers_about_drawn_counterparts_are_asked_for_again(self, module, monkeypatch):
+        monkeypatch.setattr(type(module.augmenter), "nuisance_keys", ("stim",))
+        calls = []
+        answers = GuideAnswers(self.guide(calls), module, 9)
+        for _ in range(2):
+            answers(self.minibatch(torch.tensor([1, 2])))
+        assert calls == [2, 2]
+
+
+class TestToleranceThatCannotBeMet:
+    def test_the_level_that_was_observed_is_tolerated(self):
+        weight = DualWeight(1.0, 0.05)
+        for _ in range(20):
+            weight.observe(torch.tensor(0.12))
+        for _ in range(200):
+            weight.step(torch.tensor(0.12))
+        assert float(weight.value) == pytest.approx(1.0, rel=1e-3)
+        weight.step(torch.tensor(0.2))
+        assert float(weight.value) > 1
+
+    def test_a_level_below_the_tolerance_changes_nothing(self):
+        weight = DualWeight(1.0, 0.05)
+        weight.observe(torch.tensor(0.01))
+        weight.step(torch.tensor(0.04))
+        assert float(weight.value) < 1
