@@ -39,6 +39,9 @@ def make_module(likelihood="nb", **options):
 @pytest.mark.parametrize("hard", [False, True])
 def test_every_parameter_of_every_arm_learns(likelihood, n_arms, hard):
     module, tensors = make_module(likelihood, n_arms=n_arms, hard=hard), minibatch(likelihood)
+    for arm in module.arms:
+        # Without coordinates a path adds nothing and learns nothing.
+        arm.path.follow(torch.zeros(1, N_GENES), torch.ones(N_GENES), torch.eye(N_GENES), clip=10.0)
     tensors[COPIES_KEY] = module.draw_copies(tensors)
     module(tensors)[2].loss.backward()
     for name, parameter in module.named_parameters():

@@ -314,8 +314,8 @@ def test_arms_learn_the_consensus_and_keep_it(cells):
     assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.85
     assert model.get_consensus().mean > 0.9
     divergence = model.history["guide_divergence_train"].to_numpy().ravel()
-    assert divergence[-1] < 0.1
-    assert divergence[-1] < divergence[0]
+    # Paths fitted to the guide: the arms follow it from their first step on.
+    assert (divergence < 0.1).all()
     assert not model.module.guided
 
 

@@ -2,8 +2,8 @@
 
 from ._alignment import StateAlignment, mean_over_arms
 from ._arm import Arm, ArmOutput, Covariates
-from ._coupling import Coupling, Disagreement
-from ._cplmixvae import CplMixVAE, pairwise_agreement
+from ._coupling import Coupling, Disagreement, pairwise_agreement
+from ._cplmixvae import CplMixVAE
 from ._likelihoods import Likelihood, likelihood_class
 from ._losses import kl_normal
 from ._path import LinearPath

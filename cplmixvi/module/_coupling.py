@@ -128,3 +128,23 @@ class Coupling(nn.Module):
         with torch.no_grad():
             running.lerp_(batch.detach(), self.momentum)
         return batch + (running - batch).detach()
+
+
+def pairwise_agreement(labels: torch.Tensor) -> torch.Tensor:
+    """Share of arm pairs that give a cell the same label; ``nan`` with one arm.
+
+    Parameters
+    ----------
+    labels
+        Integer labels, shape ``(n_arms, n_cells)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(n_cells,)``.
+    """
+    n_arms = len(labels)
+    if n_arms < 2:
+        return torch.full(labels.shape[1:], torch.nan, device=labels.device)
+    equal = sum((labels[a] == labels[b]).float() for a in range(n_arms) for b in range(a + 1, n_arms))
+    return equal / (n_arms * (n_arms - 1) / 2)

@@ -15,7 +15,7 @@ from cplmixvi.augment import Augmenter, Identity
 
 from ._alignment import StateAlignment
 from ._arm import Arm, ArmOutput, Covariates
-from ._coupling import Coupling
+from ._coupling import Coupling, pairwise_agreement
 from ._dual import DualWeight
 from ._likelihoods import likelihood_class
 from ._losses import coupled_objective, guide_divergence, kl_normal, label_divergence, negative_entropy
@@ -379,23 +379,3 @@ class CplMixVAE(BaseModuleClass):
         )
         drawn = generative_outputs["px"].sample()
         return drawn.movedim(0, -1).cpu() if n_samples > 1 else drawn.cpu()
-
-
-def pairwise_agreement(labels: torch.Tensor) -> torch.Tensor:
-    """Share of arm pairs that give a cell the same label; ``nan`` with one arm.
-
-    Parameters
-    ----------
-    labels
-        Integer labels, shape ``(n_arms, n_cells)``.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(n_cells,)``.
-    """
-    n_arms = len(labels)
-    if n_arms < 2:
-        return torch.full(labels.shape[1:], torch.nan, device=labels.device)
-    equal = sum((labels[a] == labels[b]).float() for a in range(n_arms) for b in range(a + 1, n_arms))
-    return equal / (n_arms * (n_arms - 1) / 2)
