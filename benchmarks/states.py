@@ -24,11 +24,14 @@ import pandas as pd
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
-DATA = ("kang", "rnamix", "paul", "tasic2016")
+DATA = ("kang", "rnamix", "paul", "tasic2016", "scmix", "pbmc68k")
+CYCLE = ["cycle_cells", "s_rho", "g2m_rho", "s_rho_all", "g2m_rho_all", "cycle_chance"]
 FACTORS = {
     "kang": ["stim_nmi", "stim_auc", "stim_auc_dim1", "stim_auc_worst", "stim_cells", "isg_rank", "isg_top20", "gap"],
     "rnamix": ["mix_r2", "mix_r2_state", "amount_rho", "amount_rho_within", "gap"],
-    "paul": ["pseudotime_rho", "pseudotime_rho_cells", "gap"],
+    "paul": ["pseudotime_rho", "pseudotime_rho_cells", "gap", *CYCLE],
+    "scmix": CYCLE,
+    "pbmc68k": CYCLE,
 }
 TYPES = ["accuracy", "ari", "elbo", "arms_r2", "variance_1", "variance_2"]
 TRAVERSAL = ["markers_moved", "markers_moved_cells", "markers_observed", "markers_lost", "flips", "flips_drawn"]
@@ -37,6 +40,7 @@ TRAVERSAL += ["isg_monotone", "isg_effect"]
 
 def run(name: str, variant: str, seed: int) -> dict:
     """One fit, or the one that is kept, and its scores."""
+    import _states_cycle as cycle
     import _states_scores as scores
     import torch
     from _states_models import fitted
@@ -75,6 +79,8 @@ def run(name: str, variant: str, seed: int) -> dict:
         entry |= scores.mixture_scores(adata, found, state, posterior.proba)
     elif name == "paul":
         entry |= scores.pseudotime_scores(adata, found, state)
+    if name in cycle.DATASETS:
+        entry |= cycle.cycle_scores(name, adata, found, state)
     numbers = {key: float(value) for key, value in entry.items() if isinstance(value, float | np.floating)}
     return {**entry, **{key: value if np.isfinite(value) else None for key, value in numbers.items()}}
 
@@ -109,7 +115,7 @@ def render(runs: list[dict], path: Path) -> None:
 
 def main() -> None:
     """Run what is missing and write the tables."""
-    from _states_models import VARIANTS
+    from _states_models import ONLY, VARIANTS
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
@@ -124,7 +130,7 @@ def main() -> None:
     runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(entry["data"], entry["variant"], entry["seed"]) for entry in runs}
     wanted = [(d, v, s) for s in range(options.seeds) for v in options.variants for d in options.data]
-    wanted = [key for key in wanted if key[1] != "batch given" or key[0] == "paul"]
+    wanted = [key for key in wanted if key[0] in ONLY.get(key[1], DATA)]
     for key in [] if options.render else [key for key in wanted if key not in done]:
         runs.append(run(*key))
         with options.out.open("a") as stream:
