@@ -111,6 +111,8 @@ def pseudotime_scores(adata: AnnData, found: np.ndarray, state: np.ndarray) -> d
     return {
         "pseudotime_rho": float(np.mean(rho)),
         "pseudotime_rho_cells": float(np.average(rho, weights=[len(c) for c in groups])),
+        # Pseudotime hardly varies in most categories: each by its share of what varies within categories.
+        "pseudotime_rho_varied": float(np.average(rho, weights=[len(c) * time[c].var() for c in groups])),
         "gap": gap(state, time, groups),
     }
 
