@@ -28,6 +28,8 @@ from ._augmenter import AugmenterMixin
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
+from ._persistence import PersistenceMixin
+from ._report import Report
 from ._selection import SelectionMixin
 from ._states import StatesMixin
 
@@ -40,6 +42,7 @@ class CplMixVI(
     StatesMixin,
     SelectionMixin,
     AugmenterMixin,
+    PersistenceMixin,
     RNASeqMixin,
     VAEMixin,
     UnsupervisedTrainingMixin,
@@ -295,29 +298,33 @@ class CplMixVI(
             if max_epochs is None:
                 n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * train_size))
                 max_epochs = default_max_epochs(n_train, batch_size)
-        super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            batch_size=batch_size,
-            plan_kwargs=plan_kwargs,
-            **kwargs,
-        )
+        self._is_fitting = True
+        try:
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                batch_size=batch_size,
+                plan_kwargs=plan_kwargs,
+                **kwargs,
+            )
+        finally:
+            self._is_fitting = False
         datamodule = kwargs.get("datamodule")
         self.align_arms(None if datamodule is None else datamodule.train_dataloader())
-        self._warn_if_unsound()
+        report = self._report_of_some()
+        self._record_training(report)
+        if report is not None and not report.sound:
+            # A collapsed fit looks like any other from outside: say so at once.
+            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=2)
 
-    def _warn_if_unsound(self) -> None:
-        """A collapsed fit looks like any other from outside: say so at once."""
+    def _report_of_some(self) -> Report | None:
+        """Report on a part of the cells, for speed; none without cells."""
         if self.adata is None:
-            return
+            return None
         n_obs = self.adata.n_obs
-        some = np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int)
-        report = self.report(indices=some)
-        if not report.sound:
-            # The caller of train, past this method.
-            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=3)
+        return self.report(indices=np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Refuse values that the model cannot read and put genes into the model's order before registering."""
