@@ -69,6 +69,8 @@ class CplMixVI(
         ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
         ``"learned"`` (:meth:`train_augmenter`), ``"none"``; several of these joined by ``"+"``; an
         :class:`~cplmixvi.augment.Augmenter`; or a list of those.
+    allow_empty_cells
+        Whether a cell may be zero in every gene; by default only under ``"bernoulli"``.
     registry
         Registry of a saved model, for use without an AnnData; set by :meth:`load`.
     **module_kwargs
@@ -102,6 +104,7 @@ class CplMixVI(
         likelihood: str = "nb",
         augment: Augment = "auto",
         *,
+        allow_empty_cells: bool | None = None,
         registry: dict | None = None,
         **module_kwargs,
     ):
@@ -120,12 +123,18 @@ class CplMixVI(
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             layer = self.registry_["setup_args"].get("layer")
             pp.check_values(
-                values, likelihood, where=_where(layer), obs_names=adata.obs_names, var_names=adata.var_names
+                values,
+                likelihood,
+                where=_where(layer),
+                obs_names=adata.obs_names,
+                var_names=adata.var_names,
+                allow_empty_cells=allow_empty_cells,
             )
             if likelihood in COUNT_LIKELIHOODS:
                 module_kwargs.setdefault("target_library", float(np.median(pp.library_size(values))))
         augmenter.build(self.summary_stats.n_vars, likelihood, module_kwargs.get("target_library", 1e4))
         self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
+        self.allow_empty_cells = allow_empty_cells
         covariates = self.registry_["field_registries"]
         categorical = covariates.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         self._module_options = dict(
@@ -338,6 +347,7 @@ class CplMixVI(
             self.likelihood,
             where=_where(layer),
             obs_names=aligned.obs_names,
+            allow_empty_cells=self.allow_empty_cells,
             min_cells=1,
         )
         return super()._validate_anndata(aligned, copy_if_view=copy_if_view)

@@ -188,6 +188,21 @@ class PersistenceMixin:
             model._validate_anndata(adata)
         return model
 
+    def without_cells(self):
+        """Get a copy of the model that has no AnnData, as :meth:`load` with ``adata=False`` would.
+
+        Returns
+        -------
+        CplMixVI
+            In evaluation mode, on the same device.
+        """
+        saved = self._as_saved(with_anndata=False)
+        saved.weights = {name: value.detach().clone() for name, value in saved.weights.items()}
+        model = type(self)._from_saved(saved, None, _part(saved, "registry"))
+        model.to_device(self.device)
+        model.module.eval()
+        return model
+
     @classmethod
     def _from_saved(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
         """Make the model anew, and give it its attributes and weights."""
