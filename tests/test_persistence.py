@@ -89,6 +89,7 @@ class TestWhatComesBack:
             "model_card.md",
             "weights.safetensors",
         ]
+        assert len({path.stat().st_mode for path in original.iterdir()}) == 1, "readable by the same people"
         loaded = cpl.CplMixVI.load(original, adata=adata.copy())
         assert loaded.is_trained
         for name, value in model.module.state_dict().items():
@@ -144,6 +145,15 @@ class TestWhatComesBack:
         assert "not recorded" in loaded.card()
         model.save(tmp_path / "model")
         assert not (tmp_path / "model" / "model.pt").exists()
+
+
+def test_same_seed_same_bits(model, adata):
+    scvi.settings.seed = 5
+    again = make(adata)
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], value), name
+    assert equal(again.training_, model.training_)
+    pd.testing.assert_frame_equal(again.predict(soft=True), model.predict(soft=True), check_exact=True)
 
 
 class TestSaving:

@@ -37,10 +37,11 @@ def write_files(folder: Path, saved: Saved, prefix: str = "") -> None:
         Goes before each file's name.
     """
     weights, arrays = folder / f"{prefix}{WEIGHTS}", folder / f"{prefix}{ARRAYS}"
-    # Copies: two names may share memory in a module, not in a file.
+    # Copies: two names may share memory in a module, not in a file. Written by us, because safetensors would make
+    # files that only their owner may read, and say nothing of a full disk that others understand.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in saved.weights.items()}
-    safetensors.torch.save_file(tensors, weights)
-    safetensors.numpy.save_file(saved.arrays, arrays)
+    weights.write_bytes(safetensors.torch.save(tensors))
+    arrays.write_bytes(safetensors.numpy.save(saved.arrays))
     digests = {WEIGHTS: _digest(weights), ARRAYS: _digest(arrays)}
     meta = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved.meta, "sha256": digests}
     text = json.dumps(meta, indent=1, ensure_ascii=False, allow_nan=False)
