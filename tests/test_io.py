@@ -69,6 +69,7 @@ def test_plain_values_come_back_equal_and_of_their_type(value, tmp_path):
         np.array(["a", None, 1, 2.5, True, (1, 2)], dtype=object),
         np.array([["a"], ["b"]], dtype=object),
         np.array([], dtype=object),
+        np.linspace(0, 1, 40).astype(object),
         np.array(["2026-01-02", "NaT"], dtype="datetime64[D]"),
         np.arange(3, dtype=">i4"),
     ],

@@ -118,8 +118,7 @@ def _encode_array(value: np.ndarray, where: str, arrays: dict[str, np.ndarray]) 
         arrays[name] = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         return {TAG: "array", "name": name}
     if kind == "O":
-        items = [encode(item, f"{where}/{i}", arrays) for i, item in enumerate(value.ravel())]
-        return {TAG: "objects", "shape": shape, "items": items}
+        return {TAG: "objects", "shape": shape, "items": encode(list(value.ravel()), where, arrays)}
     if kind == "U":
         return {TAG: "strings", "dtype": value.dtype.str, "shape": shape, "items": value.ravel().tolist()}
     if kind in "Mm":
@@ -176,10 +175,11 @@ def _decode_scalar(value: dict, arrays: dict[str, np.ndarray]) -> np.generic:
 
 
 def _decode_objects(value: dict, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    decoded = np.empty(len(value["items"]), dtype=object)
+    items = _decode(value["items"], arrays)
+    decoded = np.empty(len(items), dtype=object)
     # One by one: a list of lists would become an array of more dimensions.
-    for i, item in enumerate(value["items"]):
-        decoded[i] = _decode(item, arrays)
+    for i, item in enumerate(items):
+        decoded[i] = item
     return decoded.reshape(value["shape"])
 
 
