@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -269,8 +270,8 @@ class TestWhatIsRefused:
             ({"format": "other"}, "not the JSON file of a model"),
             ({"registry": None}, "no registry"),
             ({"registry": {"model_name": "SCVI"}}, "class 'SCVI'"),
-            ({"init_params": {"kwargs": {}, "non_kwargs": {"speed": 1}}}, "make no CplMixVI"),
-            ({"init_params": {}}, "make no CplMixVI"),
+            ({"init_params": {"kwargs": {}, "non_kwargs": {"speed": 1}}}, "does not fit together"),
+            ({"init_params": {}}, "does not fit together"),
             ({"attributes": {"x_": {"@": "os.system"}}}, "unknown type"),
         ],
         ids=lambda value: str(value)[:30],
@@ -278,6 +279,27 @@ class TestWhatIsRefused:
     def test_json_that_is_not_ours(self, saved, entries, message):
         change(saved / META, **entries)
         self.refused(saved, message)
+
+    def test_whatever_else_is_in_the_json(self, saved, adata):
+        rng = random.Random(0)
+        text = (saved / META).read_text()
+        wrong = 0
+        for i in range(60):
+            meta = json.loads(text)
+            part = meta[rng.choice(["registry", "init_params", "attributes", "genes"])]
+            while True:
+                key = rng.choice(list(part) if isinstance(part, dict) else range(len(part)))
+                if not isinstance(part[key], dict | list) or not part[key] or rng.random() < 0.2:
+                    break
+                part = part[key]
+            part[key] = rng.choice([None, "text", -1, [1], {"a": 1}])
+            (saved / META).write_text(json.dumps(meta))
+            try:
+                # Where the change does no harm, or is a value that is allowed, there is a model.
+                cpl.CplMixVI.load(saved, adata=adata.copy() if i % 2 else False)
+            except ValueError:
+                wrong += 1
+        assert wrong > 10
 
     def test_attributes_that_are_not_kept_are_not_set(self, saved):
         change(saved / META, attributes={"predict": "no", "is_trained_": True, "_module_cls_": 1})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -176,16 +178,16 @@ class PersistenceMixin:
             )
         if adata is None:
             adata = _saved_cells(path / f"{prefix}{io.ANNDATA}", saved)
-        if adata is None or adata is False:
-            adata = None
-        else:
-            check_same_genes(adata, saved.meta.get("genes", ()))
-            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
-        model = cls._from_saved(saved, adata, registry)
-        model.to_device(target)
-        model.module.eval()
-        if adata is not None:
-            model._validate_anndata(adata)
+        adata = None if adata is False else adata
+        with _fitting_together(path):
+            if adata is not None:
+                check_same_genes(adata, saved.meta["genes"])
+                cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+            model = cls._from_saved(saved, adata, registry)
+            model.to_device(target)
+            model.module.eval()
+            if adata is not None:
+                model._validate_anndata(adata)
         return model
 
     def without_cells(self):
@@ -207,13 +209,8 @@ class PersistenceMixin:
     def _from_saved(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
         """Make the model anew, and give it its attributes and weights."""
         init_params = _part(saved, "init_params")
-        try:
-            keywords = {name: value for group in init_params["kwargs"].values() for name, value in group.items()}
-            model = cls(adata, registry=registry, **init_params["non_kwargs"], **keywords)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise io.ModelFileError(
-                f"The arguments in model.json make no {cls.__name__} ({error}); load it with the version that saved it."
-            ) from error
+        keywords = {name: value for group in init_params["kwargs"].values() for name, value in group.items()}
+        model = cls(adata, registry=registry, **init_params["non_kwargs"], **keywords)
         model.init_params_ = init_params
         for name, value in _part(saved, "attributes").items():
             if _is_kept(name):
@@ -344,6 +341,19 @@ def _part(saved: io.Saved, name: str) -> dict:
     if not isinstance(part, dict):
         raise io.ModelFileError(f"model.json has no {name}; copy or save the model again.")
     return part
+
+
+@contextmanager
+def _fitting_together(path: Path) -> Iterator[None]:
+    """Say of what Python says about arguments and entries of a file that it is the file that is wrong."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise io.ModelFileError(
+            f"What is in {str(path)!r} does not fit together ({type(error).__name__}: {said}); copy or save the model "
+            "again, or load it with the version that saved it."
+        ) from error
 
 
 def _saved_cells(path: Path, saved: io.Saved) -> AnnData | None:

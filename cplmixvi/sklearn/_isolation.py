@@ -28,8 +28,8 @@ def seeded(seed: int) -> Iterator[None]:
     """
     python, numpy = random.getstate(), np.random.get_state()
     benchmark = torch.backends.cudnn.benchmark
-    # Lightning would choose the fastest algorithm by measuring, which is another one each time.
-    with torch.random.fork_rng():
+    # All devices by name: without, torch warns where there are several.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -38,6 +38,7 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            # Lightning sets it for the whole process.
             torch.backends.cudnn.benchmark = benchmark
 
 
