@@ -57,7 +57,7 @@ def fitted(name: str, variant: str, seed: int) -> tuple[AnnData, cpl.CplMixVI]:
     adata, n_types, likelihood = cells(name)
     folder = CACHE / "models" / f"{name}-{variant.replace(' ', '_')}-{seed}"
     cpl.CplMixVI.setup_anndata(adata, **SETUP.get(variant, {}))
-    if (folder / "model.pt").exists():
+    if (folder / "model.json").exists():
         return adata, cpl.CplMixVI.load(str(folder), adata=adata)
     scvi.settings.seed = seed
     model = cpl.CplMixVI(adata, **{"n_categories": n_types, "likelihood": likelihood} | VARIANTS[variant])

@@ -5,12 +5,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import augment, baselines, datasets, metrics, pl, pp, tl
+    from . import augment, baselines, datasets, metrics, pl, pp, sklearn, tl
     from .model import Consensus, CplMixVI
 
 __version__ = version("cplmixvi")
 
-__all__ = ["Consensus", "CplMixVI", "augment", "baselines", "datasets", "metrics", "pl", "pp", "tl"]
+__all__ = ["Consensus", "CplMixVI", "augment", "baselines", "datasets", "metrics", "pl", "pp", "sklearn", "tl"]
 
 
 def __getattr__(name: str):

@@ -80,3 +80,7 @@ class ResultKeys:
     def ranking(self) -> str:
         """Entry of ``uns`` with the marker genes of the categories."""
         return f"rank_genes_{self.key}"
+
+
+#: File that a folder is known by to hold a saved model, and the one, a pickle, of scvi-tools' own way of saving.
+MODEL_FILE, LEGACY_MODEL_FILE = "model.json", "model.pt"

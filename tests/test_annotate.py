@@ -61,6 +61,9 @@ def test_everything_is_where_the_design_says(annotated, fitted):
     assert uns["params"]["likelihood"] == "nb"
     assert uns["params"]["n_hidden"] == 32
     assert len(uns["history"]["elbo_train"]) == 60
+    assert uns["seed"] == 1
+    assert uns["input_sha256"] == cpl.pp.input_hash(annotated.layers["counts"], annotated.var_names)
+    assert {"cplmixvi", "torch", "scvi-tools"} <= set(uns["versions"])
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
@@ -71,7 +74,10 @@ def test_results_survive_files(annotated, tmp_path, suffix):
     assert list(read.obs["cplmixvi"]) == list(annotated.obs["cplmixvi"])
     np.testing.assert_array_equal(read.obsm["X_cplmixvi"], annotated.obsm["X_cplmixvi"])
     np.testing.assert_array_equal(read.uns["cplmixvi"]["consensus"], annotated.uns["cplmixvi"]["consensus"])
-    assert dict(read.uns["cplmixvi"]["params"]) == annotated.uns["cplmixvi"]["params"]
+    for name in ("params", "versions"):
+        assert dict(read.uns["cplmixvi"][name]) == annotated.uns["cplmixvi"][name]
+    for name in ("seed", "input_sha256"):
+        assert read.uns["cplmixvi"][name] == annotated.uns["cplmixvi"][name]
 
 
 def test_scanpy_works_on_the_result(annotated):

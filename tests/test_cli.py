@@ -156,6 +156,28 @@ class TestAnnotate:
         assert found <= set(model.category_names)
         assert after.obs["some"].astype(object).equals(ad.read_h5ad(cells).obs["some"].astype(object))
 
+    def test_a_model_takes_the_place_of_an_older_one_whole_or_not_at_all(self, cells, tmp_path, monkeypatch):
+        folder = tmp_path / "model"
+        folder.mkdir()
+        for name in ("model.json", "model.pt", "adata.h5ad", "notes.txt"):
+            (folder / name).write_text("old")
+        options = [*FAST, "--model-dir", folder, "--overwrite", "--quiet"]
+        with monkeypatch.context() as patch:
+            # An OSError in the middle of writing.
+            patch.setattr(cplmixvi.CplMixVI, "card", lambda self: os.close(10**6))
+            status, _, err = call("annotate", cells, tmp_path / "out.h5ad", *options)
+        assert status == 2
+        assert err.count("\n") == 1
+        assert "--model-dir: The model cannot be written" in err
+        assert {path.read_text() for path in folder.iterdir()} == {"old"}
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "model"]
+        assert call("annotate", cells, tmp_path / "out.h5ad", *options)[::2] == (0, "")
+        files = ["arrays.safetensors", "model.json", "model_card.md", "notes.txt", "weights.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == files
+        assert f"`{ad.read_h5ad(tmp_path / 'out.h5ad').uns['cplmixvi']['input_sha256']}`" in (
+            cplmixvi.CplMixVI.load(folder, adata=False).card()
+        )
+
     @pytest.mark.parametrize("name", ["across=donor+thin", "neighbours=X_other"])
     def test_augmenters_get_what_they_look_at(self, cells, tmp_path, name):
         options = ["--layer", "counts", "--augment", name, "--model-dir", tmp_path / "model", "--quiet"]

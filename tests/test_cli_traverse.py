@@ -31,6 +31,9 @@ def folder(fitted_states, tmp_path_factory):
         del cells.uns[name]
     cells.write_h5ad(folder / "in.h5ad")
     model.save(folder / "model")
+    for name, file in (("pickle", "model.pt"), ("half", "model.json")):
+        (folder / name).mkdir()
+        (folder / name / file).write_bytes(b"\x80")
     (folder / "sets.gmt").write_text("mine\tabout\tgene00\tgene01\tgene0\tgene1\n")
     return folder
 
@@ -65,6 +68,8 @@ def test_cells_are_annotated_where_they_are_not_and_walked_through(folder, tmp_p
     ("options", "message"),
     [
         (["--model-dir", "{0}/no"], "has no model"),
+        (["--model-dir", "{0}/pickle"], "is a pickle"),
+        (["--model-dir", "{0}/half"], "no JSON"),
         (["--model-dir", "{0}/model", "--categories", "0,B"], "--categories"),
         (["--model-dir", "{0}/model", "--gene-sets", "{0}/no.gmt"], "--gene-sets"),
         (["--model-dir", "{0}/model", "--gene-sets", "{0}/in.h5ad"], "--gene-sets"),

@@ -20,7 +20,8 @@ class Augmenter(nn.Module):
     Subclasses implement :meth:`forward`. One call draws one copy of every cell; the module calls it
     once per arm and step, so that the arms' copies are independent given the cell (paper, section 3,
     "Arms observe non-identical copies of samples"). Augmenters are :class:`~torch.nn.Module` so that
-    their buffers move to the device with the model and are saved with it.
+    their buffers move to the device with the model and are saved with it. A subclass keeps each argument of its
+    constructor in an attribute of the same name: a saved model has the name of the class and these, and no code.
 
     The other methods are for augmenters that need more than a minibatch, and do nothing by default. A model calls
     :meth:`build` when it is made, :meth:`check` and :meth:`prepare` before it is trained, and :meth:`release` after.

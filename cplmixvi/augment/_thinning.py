@@ -35,6 +35,11 @@ class CountThinning(Augmenter):
             raise ValueError(f"keep={keep!r} is outside (0, 1]; give a probability or (low, high) with low <= high.")
         self.low, self.high = float(low), float(high)
 
+    @property
+    def keep(self) -> tuple[float, float]:
+        """Range of the probability of keeping a molecule, as given."""
+        return self.low, self.high
+
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw a thinned copy of ``x``, shape ``(n_cells, n_genes)``, counts."""
         # Only non-zero entries can change and they are few: drawing for them alone is several times faster.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cplmixvi.cli import _files
-from cplmixvi.cli._errors import InputError
+from cplmixvi.cli._errors import InputError, one_line
 from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
 
 if TYPE_CHECKING:
@@ -277,9 +277,11 @@ def _save(adata: AnnData, model: CplMixVI, options: Options) -> None:
         output = stack.enter_context(_files.replacing(options.output))
         _files.write(adata, output)
         if options.model_dir is not None:
-            saved = output.with_name("model")
-            model.save(str(saved), save_anndata=False)
-            _files.move_into(saved, options.model_dir)
+            try:
+                # What the folder may have was checked before the training.
+                model.save(str(options.model_dir), overwrite=True)
+            except OSError as error:
+                raise InputError(f"--model-dir: {one_line(error.strerror)}.") from error
 
 
 def mean_consensus(adata: AnnData, key: str = "cplmixvi") -> float | None:

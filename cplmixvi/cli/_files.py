@@ -160,10 +160,3 @@ def write(adata: AnnData, path: Path) -> None:
         adata.write_h5ad(path, compression="gzip")
     else:
         adata.write_zarr(path)
-
-
-def move_into(source: Path, target: Path) -> None:
-    """Move the files of folder ``source`` into ``target``; what else is in ``target`` stays."""
-    target.mkdir(exist_ok=True)
-    for item in source.iterdir():
-        os.replace(item, target / item.name)

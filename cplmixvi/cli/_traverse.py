@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cplmixvi._constants import LEGACY_MODEL_FILE, MODEL_FILE
 from cplmixvi.cli import _files
 from cplmixvi.cli._annotate import write_back
-from cplmixvi.cli._errors import InputError
+from cplmixvi.cli._errors import InputError, one_line
 from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ def _check_paths(options: Options) -> None:
     """Refuse what can be refused without reading anything or importing torch."""
     _files.check_input(options.source)
     _files.check_output(options.output, options.source, overwrite=options.overwrite)
-    if not (options.model_dir / "model.pt").is_file():
+    if not any((options.model_dir / name).is_file() for name in (MODEL_FILE, LEGACY_MODEL_FILE)):
         raise InputError(
-            f"--model-dir {str(options.model_dir)!r} has no model (model.pt); a folder that annotate --model-dir or "
-            "model.save has written is needed."
+            f"--model-dir {str(options.model_dir)!r} has no model ({MODEL_FILE}); a folder that annotate "
+            "--model-dir or model.save has written is needed."
         )
     if options.gene_sets is not None and not options.gene_sets.is_file():
         raise InputError(f"--gene-sets {str(options.gene_sets)!r} is no file; a GMT file is needed; check the path.")
@@ -113,10 +114,9 @@ def _read(options: Options) -> tuple[AnnData, CplMixVI, str | None]:
     adata = _files.read(options.source)
     try:
         model = CplMixVI.load(str(options.model_dir), adata=False)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"--model-dir {str(options.model_dir)!r} cannot be read as a model of cplmixvi ({type(error).__name__}); "
-            "save it again."
+            f"--model-dir {str(options.model_dir)!r} cannot be read as a model of cplmixvi: {one_line(error)}"
         ) from error
     layer = model.registry_["setup_args"].get("layer")
     if layer is not None and layer not in adata.layers:

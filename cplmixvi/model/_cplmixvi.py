@@ -28,6 +28,8 @@ from ._augmenter import AugmenterMixin
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
+from ._persistence import PersistenceMixin
+from ._report import Report
 from ._selection import SelectionMixin
 from ._states import StatesMixin
 
@@ -40,6 +42,7 @@ class CplMixVI(
     StatesMixin,
     SelectionMixin,
     AugmenterMixin,
+    PersistenceMixin,
     RNASeqMixin,
     VAEMixin,
     UnsupervisedTrainingMixin,
@@ -66,6 +69,8 @@ class CplMixVI(
         ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
         ``"learned"`` (:meth:`train_augmenter`), ``"none"``; several of these joined by ``"+"``; an
         :class:`~cplmixvi.augment.Augmenter`; or a list of those.
+    allow_empty_cells
+        Whether a cell may be zero in every gene; by default only under ``"bernoulli"``.
     registry
         Registry of a saved model, for use without an AnnData; set by :meth:`load`.
     **module_kwargs
@@ -99,6 +104,7 @@ class CplMixVI(
         likelihood: str = "nb",
         augment: Augment = "auto",
         *,
+        allow_empty_cells: bool | None = None,
         registry: dict | None = None,
         **module_kwargs,
     ):
@@ -117,12 +123,18 @@ class CplMixVI(
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             layer = self.registry_["setup_args"].get("layer")
             pp.check_values(
-                values, likelihood, where=_where(layer), obs_names=adata.obs_names, var_names=adata.var_names
+                values,
+                likelihood,
+                where=_where(layer),
+                obs_names=adata.obs_names,
+                var_names=adata.var_names,
+                allow_empty_cells=allow_empty_cells,
             )
             if likelihood in COUNT_LIKELIHOODS:
                 module_kwargs.setdefault("target_library", float(np.median(pp.library_size(values))))
         augmenter.build(self.summary_stats.n_vars, likelihood, module_kwargs.get("target_library", 1e4))
         self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
+        self.allow_empty_cells = allow_empty_cells
         covariates = self.registry_["field_registries"]
         categorical = covariates.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         self._module_options = dict(
@@ -295,29 +307,33 @@ class CplMixVI(
             if max_epochs is None:
                 n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * train_size))
                 max_epochs = default_max_epochs(n_train, batch_size)
-        super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            batch_size=batch_size,
-            plan_kwargs=plan_kwargs,
-            **kwargs,
-        )
+        self._is_fitting = True
+        try:
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                batch_size=batch_size,
+                plan_kwargs=plan_kwargs,
+                **kwargs,
+            )
+        finally:
+            self._is_fitting = False
         datamodule = kwargs.get("datamodule")
         self.align_arms(None if datamodule is None else datamodule.train_dataloader())
-        self._warn_if_unsound()
+        report = self._report_of_some()
+        self._record_training(report)
+        if report is not None and not report.sound:
+            # A collapsed fit looks like any other from outside: say so at once.
+            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=2)
 
-    def _warn_if_unsound(self) -> None:
-        """A collapsed fit looks like any other from outside: say so at once."""
+    def _report_of_some(self) -> Report | None:
+        """Report on a part of the cells, for speed; none without cells."""
         if self.adata is None:
-            return
+            return None
         n_obs = self.adata.n_obs
-        some = np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int)
-        report = self.report(indices=some)
-        if not report.sound:
-            # The caller of train, past this method.
-            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=3)
+        return self.report(indices=np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Refuse values that the model cannot read and put genes into the model's order before registering."""
@@ -331,6 +347,7 @@ class CplMixVI(
             self.likelihood,
             where=_where(layer),
             obs_names=aligned.obs_names,
+            allow_empty_cells=self.allow_empty_cells,
             min_cells=1,
         )
         return super()._validate_anndata(aligned, copy_if_view=copy_if_view)

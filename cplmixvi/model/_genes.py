@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 from anndata import AnnData
@@ -47,3 +48,33 @@ def align_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
         )
     logger.info("Genes of the new cells are put into the model's order.")
     return adata[:, positions].to_memory() if adata.isbacked else adata[:, positions].copy()
+
+
+def check_same_genes(adata: AnnData, var_names: Sequence[str]) -> None:
+    """Refuse cells whose genes are not the model's, in the model's order.
+
+    Parameters
+    ----------
+    adata
+        Cells that a model is loaded with, and that become its own.
+    var_names
+        The model's genes, in order.
+
+    Raises
+    ------
+    ValueError
+        If genes are missing, more or in another order.
+    """
+    given = adata.var_names.astype(str)
+    if np.array_equal(given, np.asarray(var_names, dtype=str)):
+        return
+    missing = sorted(set(var_names) - set(given))
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the model's {len(var_names)} genes are missing from adata ({', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}); give cells measured on the same genes."
+        )
+    raise ValueError(
+        f"adata has the model's {len(var_names)} genes among {len(given)} or in another order; load the model with "
+        "adata=False as model, then pass adata[:, model.get_var_names()].copy()."
+    )

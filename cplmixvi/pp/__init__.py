@@ -9,6 +9,7 @@ from cplmixvi.pp._checks import (
     is_whole,
 )
 from cplmixvi.pp._genes import select_genes
+from cplmixvi.pp._hash import input_hash
 from cplmixvi.pp._values import as_csr, library_size, log_normalize, to_csr
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "check_n_categories",
     "check_setup",
     "check_values",
+    "input_hash",
     "is_whole",
     "library_size",
     "log_normalize",

@@ -64,8 +64,10 @@ def annotate(
         - ``obsm[key_proba]``: float32 ``(n_obs, n_used)``, probabilities of the used categories; a row sums to less
           than 1 by what the model gives to categories that no cell chose;
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
-          (indices of the categories that no cell chose), ``n_unassigned``, ``history``, ``version`` and, with two or
-          more arms, ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see
+          (indices of the categories that no cell chose), ``n_unassigned``, ``history``, ``version``, ``versions`` (of
+          the packages that the model was trained with), ``seed`` (of its training, where one was set) and
+          ``input_sha256`` (of the values it was trained on, see :func:`cplmixvi.pp.input_hash`) and, with two or more
+          arms, ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see
           :class:`~cplmixvi.Consensus`), and ``selection`` where the model has found its own number of categories
           (see :func:`select_categories`; one that was written before there was an annotation is kept otherwise). Other
           functions add to it: ``stability_by_category`` (:func:`stability`), ``order`` and ``linkage``
@@ -132,6 +134,8 @@ def _summary(model: CplMixVI, consensus: Consensus, used: np.ndarray) -> dict:
         "pruned": np.setdiff1d(np.arange(model.n_categories), used).astype(np.int64),
         "history": {name: values for name, values in history.items() if len(values)},
     }
+    trained = model.training_ or {}
+    summary |= {name: trained[name] for name in ("seed", "input_sha256", "versions") if trained.get(name) is not None}
     if model.n_arms > 1:
         summary["consensus"] = consensus.matrix[np.ix_(used, used)].astype(np.float32)
         summary["consensus_by_category"] = consensus.by_category[used].astype(np.float32)

@@ -1,0 +1,25 @@
+"""Files of trained models: safetensors and JSON, read without running anything that is in them."""
+
+from ._card import card_text
+from ._codec import decode, encode
+from ._errors import ModelFileError
+from ._folder import whole_folder
+from ._format import FORMAT_VERSION, MIGRATIONS, Saved
+from ._store import ANNDATA, CARD, NAMES, read_files, read_meta, write_files
+
+__all__ = [
+    "ANNDATA",
+    "CARD",
+    "FORMAT_VERSION",
+    "MIGRATIONS",
+    "NAMES",
+    "ModelFileError",
+    "Saved",
+    "card_text",
+    "decode",
+    "encode",
+    "read_files",
+    "read_meta",
+    "whole_folder",
+    "write_files",
+]

@@ -1,0 +1,50 @@
+"""A page that says what a model is and what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def card_text(card: Mapping[str, object]) -> str:
+    """Page in Markdown.
+
+    Parameters
+    ----------
+    card
+        ``model`` (what it is called), ``settings``, ``categories``, ``training`` (see
+        :attr:`cplmixvi.CplMixVI.training_`; `None` if there is no record), ``trained`` and ``versions``.
+    """
+    lines = [f"# {card['model']}", ""]
+    training = card["training"]
+    if training is not None:
+        lines += _training(training)
+    else:
+        lines.append("Trained; what on was not recorded." if card["trained"] else "Not trained.")
+    lines += ["", "## Categories", "", ", ".join(map(str, card["categories"]))]
+    for title in ("settings", "versions"):
+        lines += ["", f"## {title.capitalize()}", "", *_table(card[title])]
+    return "\n".join(lines) + "\n"
+
+
+def _training(training: Mapping[str, object]) -> list[str]:
+    seed, digest, report = training["seed"], training["input_sha256"], training["report"]
+    lines = [
+        "## Trained on",
+        "",
+        f"- {training['n_cells']:,} of {training['n_obs']:,} cells, {training['n_genes']:,} genes: "
+        f"{training['values']} from {training['source']}",
+        f"- {training['n_epochs']} epochs, seed {'not set' if seed is None else seed}",
+    ]
+    if digest is not None:
+        lines.append(f"- SHA-256 of the values of all cells and the genes' names: `{digest}`")
+    if report is not None:
+        lines += ["", "## At the end of training", "", *(f"- {line}" for line in str(report).splitlines())]
+    return lines
+
+
+def _table(values: Mapping[str, object]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in values.items())]
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())

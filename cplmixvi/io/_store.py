@@ -1,0 +1,114 @@
+"""A model's files: weights and arrays as safetensors, the rest as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+
+from cplmixvi._constants import LEGACY_MODEL_FILE, MODEL_FILE
+
+from ._errors import ModelFileError
+from ._format import FORMAT_VERSION, Saved, check_version, migrate
+
+FORMAT = "cplmixvi model"
+WEIGHTS, ARRAYS, CARD, ANNDATA = "weights.safetensors", "arrays.safetensors", "model_card.md", "adata.h5ad"
+#: All files of a model; a prefix may go before each of them.
+NAMES = (MODEL_FILE, WEIGHTS, ARRAYS, CARD, ANNDATA, LEGACY_MODEL_FILE)
+#: First bytes of a pickle and of a zip archive, which PyTorch puts its pickles into.
+_PICKLES = (b"\x80", b"PK\x03\x04")
+
+
+def write_files(folder: Path, saved: Saved, prefix: str = "") -> None:
+    """Write the files of a model into a folder that is there.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    saved
+        The model; its ``meta`` gets the format, its version and the files' hashes.
+    prefix
+        Goes before each file's name.
+    """
+    weights, arrays = folder / f"{prefix}{WEIGHTS}", folder / f"{prefix}{ARRAYS}"
+    # Copies: two names may share memory in a module, not in a file. Written by us, because safetensors would make
+    # files that only their owner may read, and say nothing of a full disk that others understand.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in saved.weights.items()}
+    weights.write_bytes(safetensors.torch.save(tensors))
+    arrays.write_bytes(safetensors.numpy.save(saved.arrays))
+    digests = {WEIGHTS: _digest(weights), ARRAYS: _digest(arrays)}
+    meta = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved.meta, "sha256": digests}
+    text = json.dumps(meta, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / f"{prefix}{MODEL_FILE}").write_text(text + "\n", encoding="utf-8")
+
+
+def read_files(folder: Path, prefix: str = "") -> Saved:
+    """Read the files of a model, and bring them to the present version of the format.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no model, a file is missing, damaged, a pickle, or of a newer version.
+    """
+    meta = read_meta(folder, prefix)
+    weights = _read_tensors(folder / f"{prefix}{WEIGHTS}", meta, WEIGHTS, safetensors.torch.load_file)
+    arrays = _read_tensors(folder / f"{prefix}{ARRAYS}", meta, ARRAYS, safetensors.numpy.load_file)
+    return migrate(Saved(meta, weights, arrays))
+
+
+def read_meta(folder: Path, prefix: str = "") -> dict[str, object]:
+    """Read the JSON file of a model, as it is, of whatever version up to the present one.
+
+    Raises
+    ------
+    ModelFileError
+        As for :func:`read_files`.
+    """
+    path = folder / f"{prefix}{MODEL_FILE}"
+    if not folder.is_dir():
+        raise ModelFileError(f"There is no folder {str(folder)!r}; check the path.")
+    if not path.is_file():
+        legacy = folder / f"{prefix}{LEGACY_MODEL_FILE}"
+        if legacy.is_file():
+            raise ModelFileError(
+                f"{str(legacy)!r} is a pickle, which may run code when it is read, and is not loaded; if you trust it, "
+                "convert it: CplMixVI.convert_legacy_save(folder, new_folder, trusted=True)."
+            )
+        raise ModelFileError(f"{str(folder)!r} has no model: {path.name} is missing; check the path and the prefix.")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{str(path)!r} is truncated or no JSON; copy or save the model again.") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ModelFileError(f"{str(path)!r} is not the JSON file of a model of cplmixvi; check the path.")
+    check_version(meta.get("format_version"))
+    return meta
+
+
+def _read_tensors(path: Path, meta: dict, name: str, load: Callable[[Path], dict]) -> dict:
+    if not path.is_file():
+        raise ModelFileError(f"{str(path)!r} is missing; copy or save the whole folder again.")
+    with path.open("rb") as file:
+        if file.read(4).startswith(_PICKLES):
+            raise ModelFileError(
+                f"{str(path)!r} is a pickle in place of safetensors and is not loaded; get the model from its source."
+            )
+    damaged = f"{str(path)!r} is truncated or damaged; copy or save the model again."
+    digests = meta.get("sha256")
+    if not isinstance(digests, dict) or _digest(path) != digests.get(name):
+        raise ModelFileError(damaged)
+    try:
+        return load(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModelFileError(damaged) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,397 @@
+"""Saving and loading without pickle, behind the interface of scvi-tools."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+
+import anndata as ad
+import scvi
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.module.base import BaseModuleClass
+
+from cplmixvi import io, pp
+from cplmixvi._constants import COUNT_LIKELIHOODS, LEGACY_MODEL_FILE, LOG_LIKELIHOODS
+
+from ._devices import resolve_device
+from ._genes import check_same_genes
+from ._report import Report
+
+#: Packages whose versions decide what a model does.
+PACKAGES = ("cplmixvi", "scvi-tools", "torch", "anndata", "numpy")
+
+
+class PersistenceMixin:
+    """Writes a model as safetensors and JSON, and reads it without running anything that is in the files."""
+
+    module: BaseModuleClass
+    #: What the model was trained on, how and with what success; kept with the model when it is saved.
+    training_: dict[str, object] | None = None
+    #: Whether scvi-tools may be saving a checkpoint, which it reads back in a way of its own.
+    _is_fitting = False
+
+    def save(
+        self,
+        dir_path: str,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        save_kwargs: dict | None = None,
+        legacy_mudata_format: bool = False,
+        datamodule: object = None,
+        **anndata_write_kwargs,
+    ) -> None:
+        """Save the model: weights and arrays as safetensors, all else as JSON, and a page that says what it is.
+
+        The folder is there whole or not at all; on failure an existing one is as it was.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        prefix
+            Goes before the names of the files.
+        overwrite
+            Replace a model that is in the folder, with its cells; other files stay. If `False`, the folder must not
+            exist.
+        save_anndata
+            Save the cells too, as ``adata.h5ad``.
+        save_kwargs, legacy_mudata_format, datamodule
+            Of scvi-tools, without a meaning here; `None` or `False`.
+        **anndata_write_kwargs
+            Of :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        ValueError
+            If the folder exists, there are no cells to save, or the model has something that a file cannot hold.
+        OSError
+            If it cannot be written.
+        """
+        if save_kwargs or datamodule is not None:
+            raise ValueError(
+                "save_kwargs and datamodule are of scvi-tools' own file format, which is not written; leave them out."
+            )
+        if save_anndata and self.adata is None:
+            raise ValueError("The model has no AnnData to save; leave out save_anndata.")
+        path, prefix = Path(dir_path), prefix or ""
+        if path.exists() and not (overwrite and path.is_dir()):
+            raise ValueError(
+                f"{str(path)!r} exists; name another folder"
+                + (", or pass overwrite=True to replace a model in it." if path.is_dir() else ".")
+            )
+        saved = self._as_saved(save_anndata)
+        with io.whole_folder(path, {f"{prefix}{name}" for name in io.NAMES}) as folder:
+            io.write_files(folder, saved, prefix)
+            (folder / f"{prefix}{io.CARD}").write_text(self.card(), encoding="utf-8")
+            if save_anndata:
+                self.adata.write_h5ad(folder / f"{prefix}{io.ANNDATA}", **anndata_write_kwargs)
+            if self._is_fitting:
+                # scvi-tools' checkpoints read the best weights from here; load() does not.
+                torch.save({"model_state_dict": self.module.state_dict()}, folder / f"{prefix}{LEGACY_MODEL_FILE}")
+
+    def _as_saved(self, with_anndata: bool) -> io.Saved:
+        state = self.module.state_dict()
+        weights = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        attributes = {name: value for name, value in vars(self).items() if _is_kept(name)}
+        registry, init_params = attributes.pop("registry_"), attributes.pop("init_params_")
+        arrays: dict = {}
+        meta = {
+            "versions": _versions(),
+            "genes": [str(name) for name in self.get_var_names()],
+            "with_anndata": with_anndata,
+            "init_params": io.encode(init_params, "init_params", arrays),
+            "registry": io.encode(registry, "registry", arrays),
+            "attributes": io.encode(attributes, "attributes", arrays),
+            "extra_state": io.encode(
+                {name: value for name, value in state.items() if name not in weights}, "extra_state", arrays
+            ),
+        }
+        return io.Saved(meta, weights, arrays)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str,
+        adata: AnnData | bool | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        datamodule: object = None,
+        allowed_classes_names_list: list[str] | None = None,
+    ):
+        """Load a model that :meth:`save` wrote. Nothing that is in the files is run, whoever made them.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        adata
+            Cells with the model's genes in the model's order; they need not be set up. `None` for the cells that were
+            saved with the model, if any; `False` for none.
+        accelerator, device
+            Where the model is put: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"gpu"`` or ``"mps"``, and
+            the number of the device.
+        prefix
+            Goes before the names of the files.
+        backup_url, datamodule
+            Of scvi-tools; not supported.
+        allowed_classes_names_list
+            Names of other model classes that may be in the file.
+
+        Returns
+        -------
+        CplMixVI
+
+        Raises
+        ------
+        ModelFileError
+            A ValueError. If there is no model in the folder, a file is missing, damaged, a pickle or of a newer
+            version, or its weights are not those of the model.
+        ValueError
+            If the cells have other genes, or values that the model cannot read.
+
+        Warns
+        -----
+        UserWarning
+            If no cells were given, and none were saved.
+        """
+        if backup_url is not None or datamodule is not None:
+            raise ValueError("backup_url and datamodule are not supported; download the folder first, and load it.")
+        target = resolve_device(accelerator, device)
+        path, prefix = Path(dir_path), prefix or ""
+        saved = io.read_files(path, prefix)
+        registry = _part(saved, "registry")
+        if registry.get("model_name") not in (cls.__name__, *(allowed_classes_names_list or ())):
+            raise io.ModelFileError(
+                f"{str(path)!r} has a model of the class {registry.get('model_name')!r}, not {cls.__name__}; load it "
+                "with that class."
+            )
+        if adata is None:
+            adata = _saved_cells(path / f"{prefix}{io.ANNDATA}", saved)
+        adata = None if adata is False else adata
+        with _fitting_together(path):
+            if adata is not None:
+                check_same_genes(adata, saved.meta["genes"])
+                cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+            model = cls._from_saved(saved, adata, registry)
+            model.to_device(target)
+            model.module.eval()
+            if adata is not None:
+                model._validate_anndata(adata)
+        return model
+
+    def without_cells(self):
+        """Get a copy of the model that has no AnnData, as :meth:`load` with ``adata=False`` would.
+
+        Returns
+        -------
+        CplMixVI
+            In evaluation mode, on the same device.
+        """
+        saved = self._as_saved(with_anndata=False)
+        saved.weights = {name: value.detach().clone() for name, value in saved.weights.items()}
+        model = type(self)._from_saved(saved, None, _part(saved, "registry"))
+        model.to_device(self.device)
+        model.module.eval()
+        return model
+
+    @classmethod
+    def _from_saved(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
+        """Make the model anew, and give it its attributes and weights."""
+        init_params = _part(saved, "init_params")
+        keywords = {name: value for group in init_params["kwargs"].values() for name, value in group.items()}
+        model = cls(adata, registry=registry, **init_params["non_kwargs"], **keywords)
+        model.init_params_ = init_params
+        for name, value in _part(saved, "attributes").items():
+            if _is_kept(name):
+                setattr(model, name, value)
+        state = {**saved.weights, **_part(saved, "extra_state")}
+        _check_weights(state, model.module.state_dict())
+        model.module.on_load(model)
+        model.module.load_state_dict(state)
+        return model
+
+    @staticmethod
+    def load_registry(dir_path: str, prefix: str | None = None) -> dict:
+        """Registry of a saved model: what :meth:`setup_anndata` found in the cells.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Raises
+        ------
+        ModelFileError
+            See :meth:`load`.
+        """
+        return _part(io.read_files(Path(dir_path), prefix or ""), "registry")
+
+    @staticmethod
+    def view_setup_args(dir_path: str, prefix: str | None = None) -> None:
+        """Show the arguments of :meth:`setup_anndata` that a saved model was made with; see :meth:`load`."""
+        # scvi-tools uses this module without importing it.
+        import_module("rich.pretty")
+        AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path, prefix))
+
+    @classmethod
+    def convert_legacy_save(
+        cls,
+        dir_path: str,
+        output_dir_path: str,
+        overwrite: bool = False,
+        prefix: str | None = None,
+        *,
+        trusted: bool = False,
+        **save_kwargs,
+    ) -> None:
+        """Write a model that was saved as ``model.pt``, a pickle, as a folder that :meth:`load` reads.
+
+        Parameters
+        ----------
+        dir_path
+            Folder with ``model.pt``.
+        output_dir_path, overwrite, prefix
+            See :meth:`save`.
+        trusted
+            Whether you know where the file is from. Reading it may run whatever its author wished.
+        **save_kwargs
+            Of :meth:`save`.
+
+        Raises
+        ------
+        ValueError
+            If it is not said to be trusted, or there is no such file.
+        """
+        if not trusted:
+            raise ValueError(
+                f"{str(dir_path)!r} has a pickle, which may run code when it is read; pass trusted=True if you know "
+                "where it is from."
+            )
+        model = super().load(str(dir_path), adata=False, accelerator="cpu", prefix=prefix)
+        model.save(output_dir_path, prefix=prefix, overwrite=overwrite, **save_kwargs)
+
+    def card(self) -> str:
+        """Page that says what the model is: what it was trained on and how, with what success, and with which versions.
+
+        Returns
+        -------
+        str
+            Markdown, as :meth:`save` writes to ``model_card.md``.
+        """
+        given = {**self.init_params_["non_kwargs"], **self.init_params_["kwargs"].get("module_kwargs", {})}
+        settings = {**given, "n_categories": self.n_categories}
+        settings |= {name: value for name, value in self.registry_["setup_args"].items() if value is not None}
+        return io.card_text(
+            {
+                "model": self._model_summary_string,
+                "settings": settings,
+                "categories": list(self.category_names),
+                "trained": self.is_trained_,
+                "training": self.training_,
+                "versions": _versions() if self.training_ is None else self.training_["versions"],
+            }
+        )
+
+    def _record_training(self, report: Report | None) -> None:
+        """Keep what the model was just trained on, for its card and for results that are made with it."""
+        layer = self.registry_["setup_args"].get("layer")
+        values = "counts" if self.likelihood in COUNT_LIKELIHOODS else "values in [0, 1]"
+        if self.likelihood in LOG_LIKELIHOODS:
+            values = "log values"
+        digest = None
+        if self.adata is not None:
+            read = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+            digest = pp.input_hash(read, self.adata.var_names)
+        self.training_ = {
+            "n_obs": int(self.summary_stats.n_cells),
+            "n_cells": int(self.summary_stats.n_cells if self.train_indices is None else len(self.train_indices)),
+            "n_genes": int(self.summary_stats.n_vars),
+            "values": values,
+            "source": "adata.X" if layer is None else f"adata.layers[{layer!r}]",
+            "input_sha256": digest,
+            "n_epochs": max((len(frame) for frame in (self.history or {}).values()), default=0),
+            "seed": scvi.settings.seed,
+            "report": None if report is None else str(report),
+            "versions": _versions(),
+        }
+
+
+def _versions() -> dict[str, str]:
+    return {**{name: version(name) for name in PACKAGES}, "python": python_version()}
+
+
+def _is_kept(name: str) -> bool:
+    """Whether an attribute is kept with the model: those whose name ends in an underscore, as in scvi-tools."""
+    return name.endswith("_") and not name.startswith("_")
+
+
+def _part(saved: io.Saved, name: str) -> dict:
+    part = io.decode(saved.meta.get(name), saved.arrays)
+    if not isinstance(part, dict):
+        raise io.ModelFileError(f"model.json has no {name}; copy or save the model again.")
+    return part
+
+
+@contextmanager
+def _fitting_together(path: Path) -> Iterator[None]:
+    """Say of what Python says about arguments and entries of a file that it is the file that is wrong."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise io.ModelFileError(
+            f"What is in {str(path)!r} does not fit together ({type(error).__name__}: {said}); copy or save the model "
+            "again, or load it with the version that saved it."
+        ) from error
+
+
+def _saved_cells(path: Path, saved: io.Saved) -> AnnData | None:
+    # Not whether there is a file: it could be from another model that was here before.
+    if not saved.meta.get("with_anndata"):
+        warnings.warn(
+            "No cells were given, and none were saved with the model: it is loaded without any. Pass adata, or "
+            "adata=False.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise io.ModelFileError(
+            f"The cells in {str(path)!r} cannot be read ({type(error).__name__}); pass adata, or adata=False."
+        ) from error
+
+
+def _check_weights(given: dict[str, object], expected: dict[str, object]) -> None:
+    """Refuse weights that are not those of the module.
+
+    Raises
+    ------
+    ModelFileError
+        If some are missing, unknown, or of another shape or type.
+    """
+    mend = "copy or save the model again, or load it with the version that saved it."
+    for names, what in ((expected.keys() - given.keys(), "lacks"), (given.keys() - expected.keys(), "has the unknown")):
+        if names:
+            raise io.ModelFileError(f"The model {what} weights {', '.join(sorted(names)[:3])} ({len(names)}); {mend}")
+    for name, value in expected.items():
+        found = given[name]
+        if not isinstance(value, torch.Tensor):
+            continue
+        if not isinstance(found, torch.Tensor) or found.shape != value.shape or found.dtype != value.dtype:
+            shown = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise io.ModelFileError(
+                f"Weights {name} are {shown}; the model needs {value.dtype} {tuple(value.shape)}; {mend}"
+            )

@@ -1,0 +1,45 @@
+"""A fingerprint of the values that a model is given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+
+from ._values import iter_blocks
+
+
+def input_hash(X, var_names: Sequence[str]) -> str:
+    """SHA-256 of values and gene names, the same for dense and sparse matrices, in memory or backed.
+
+    Parameters
+    ----------
+    X
+        Values ``(n_obs, n_vars)``. They are compared in single precision, in which the model reads them; the order of
+        cells and of genes matters, the names of cells do not.
+    var_names
+        Names of the genes, ``(n_vars,)``.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    if getattr(X, "format", "csr") != "csr":
+        # Blocks of rows are needed; a column-compressed matrix would be cut into blocks of columns.
+        X = (X if sparse.issparse(X) else X.to_memory()).tocsr()
+    # One stream for each, so that the size of the blocks does not matter.
+    counts, columns, values = (hashlib.sha256() for _ in range(3))
+    for _, _, block in iter_blocks(X):
+        rows = sparse.csr_matrix(block, dtype=np.float32, copy=True)
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        counts.update(np.diff(rows.indptr).astype("<i8").tobytes())
+        columns.update(rows.indices.astype("<i8").tobytes())
+        values.update(rows.data.astype("<f4").tobytes())
+    total = hashlib.sha256(repr((tuple(map(int, X.shape)), list(map(str, var_names)))).encode())
+    for part in (counts, columns, values):
+        total.update(part.digest())
+    return total.hexdigest()
