@@ -31,6 +31,8 @@ MIN_AGREEMENT = 0.97
 MAX_SPREAD = 0.1
 #: Largest standard deviation, over cells, of the proportion of levels in the cell's category.
 MAX_DEVIATION = 0.15
+#: Cells and coordinates that are looked at: a shift of most cells needs no more.
+MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 _N_STARTS = 6
 _N_ITERATIONS = 60
 
@@ -90,7 +92,7 @@ class Condition:
     def __call__(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Whether cells are on the upper level, ``(n,)``, for log values ``(n, n_genes)`` of batches ``(n,)``."""
         votes = [
-            _vote(member, levels, x, batch) != is_turned
+            levels.of(*_place(member, x, batch)) != is_turned
             for member, levels, is_turned in zip(self.members, self.levels, self.is_turned, strict=True)
         ]
         return torch.stack(votes).double().mean(0) > 0.5
@@ -103,7 +105,7 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     Parameters
     ----------
     x
-        Log values, ``(n, n_genes)``.
+        Log values of cells in random order, ``(n, n_genes)``; the first 5,000 are looked at.
     batch
         Codes, ``(n,)``.
     committee
@@ -114,13 +116,14 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     Condition or None
         `None` if fewer than half of the members see one, or if they disagree on the cells' levels.
     """
+    x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     members, found, votes = [], [], []
     for member in committee:
-        levels = two_levels(member.projections[0](x, batch), member(x, batch).argmax(1), len(member.order))
+        levels = two_levels(*_place(member, x, batch), len(member.order))
         if not levels.problem:
             members.append(member)
             found.append(levels)
-            votes.append(_vote(member, levels, x, batch))
+            votes.append(levels.of(*_place(member, x, batch)))
     if not votes or len(votes) < MIN_SEEN * len(committee):
         return None
     # Which level is the upper one is arbitrary.
@@ -130,8 +133,9 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     return Condition(members, found, is_turned) if agreement >= MIN_AGREEMENT else None
 
 
-def _vote(member: Opinion, levels: Levels, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-    return levels.of(member.projections[0](x, batch), member(x, batch).argmax(1))
+def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leading coordinates of cells in a member's projection, and their categories."""
+    return member.projections[0](x, batch)[:, :MAX_DIMENSIONS], member(x, batch).argmax(1)
 
 
 def two_levels(z: torch.Tensor, category: torch.Tensor, n_categories: int) -> Levels:
