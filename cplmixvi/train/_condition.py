@@ -25,7 +25,7 @@ MIN_CELLS, MIN_SHARE = 20, 0.1
 MIN_MIXED, MIN_MIXED_SHARE = 3, 0.5
 #: Members of a committee that must see the condition.
 MIN_SEEN = 0.5
-#: Cells on which two members must agree, and one threshold for all categories with a threshold for each.
+#: Cells on which a member must agree with the majority, and one threshold for all categories with one for each.
 MIN_AGREEMENT = 0.97
 #: Largest standard deviation of a level's place over categories, as a share of the way between levels.
 MAX_SPREAD = 0.1
@@ -114,7 +114,7 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     Returns
     -------
     Condition or None
-        `None` if fewer than half of the members see one, or if they disagree on the cells' levels.
+        `None` if fewer than half of the members see one and agree with the majority on the cells' levels.
     """
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     members, found, votes = [], [], []
@@ -124,13 +124,16 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
             members.append(member)
             found.append(levels)
             votes.append(levels.of(*_place(member, x, batch)))
-    if not votes or len(votes) < MIN_SEEN * len(committee):
+    if not votes:
         return None
     # Which level is the upper one is arbitrary.
     is_turned = [float((vote == votes[0]).double().mean()) < 0.5 for vote in votes]
-    votes = [vote != turned for vote, turned in zip(votes, is_turned, strict=True)]
-    agreement = min((float((a == b).double().mean()) for a, b in itertools.combinations(votes, 2)), default=1.0)
-    return Condition(members, found, is_turned) if agreement >= MIN_AGREEMENT else None
+    turned = torch.stack([vote != turn for vote, turn in zip(votes, is_turned, strict=True)])
+    majority = turned.double().mean(0) > 0.5
+    agree = [bool(share >= MIN_AGREEMENT) for share in (turned == majority).double().mean(1)]
+    if sum(agree) < MIN_SEEN * len(committee):
+        return None
+    return Condition(*(list(itertools.compress(part, agree)) for part in (members, found, is_turned)))
 
 
 def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
