@@ -55,6 +55,25 @@ def check_model_dir(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_checkpoint_dir(path: Path, *, resume: bool) -> None:
+    """Raise InputError unless checkpoints can be written to the folder ``path``, beside those of this training only."""
+    _check_folder(path, "--checkpoint-dir")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--checkpoint-dir {str(path)!r} is a file; a folder is needed; name another path.")
+    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"--checkpoint-dir {str(path)!r} is read-only for you; name another folder.")
+    if has_checkpoints(path) and not resume:
+        raise InputError(
+            f"--checkpoint-dir {str(path)!r} has checkpoints of a training that did not end; pass --resume to go on, "
+            "or name another folder."
+        )
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether there are checkpoints in the folder ``path``; nothing is imported to find out."""
+    return path.is_dir() and any(path.glob("epoch_*"))
+
+
 def _check_suffix(path: Path, name: str) -> None:
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{name} {str(path)!r} must end in {' or '.join(_SUFFIXES)}; rename it or name another file.")

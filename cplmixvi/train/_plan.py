@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
@@ -13,15 +15,17 @@ from ._cells import training_cells
 from ._follow import follow_guide
 from ._guide import fit_guide, known_categories
 from ._labels import labelled
+from ._rollback import LastGood
 
 
 class CplMixPlan(TrainingPlan):
     r"""Trains :class:`~cplmixvi.module.CplMixVAE`.
 
-    Four things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
+    Five things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
     arm (so inference and validation see the cell itself), labels that some cells have guide the arms, multipliers of
-    constraints take a dual step after each gradient step, and the terms of the loss are accumulated on the device and
-    logged once per epoch, because logging each step costs more than the step of a small model.
+    constraints take a dual step after each gradient step, a training that diverges goes back to its last good epoch
+    and on at a lower rate, and the terms of the loss are accumulated on the device and logged once per epoch, because
+    logging each step costs more than the step of a small model.
 
     Parameters
     ----------
@@ -64,6 +68,8 @@ class CplMixPlan(TrainingPlan):
         self._totals: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
         self._n_seen = {"train": 0, "validation": 0}
         self._last_metrics: dict[str, torch.Tensor] = {}
+        self._last_good = LastGood(self.module, module.n_input)
+        self._skips_step = False
 
     def _accumulate(self, output: LossOutput, mode: str) -> None:
         n_obs = output.n_obs_minibatch
@@ -98,7 +104,8 @@ class CplMixPlan(TrainingPlan):
         augmenter = self.module.augmenter
         if augmenter.needs_cells:
             augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
-        if self.warm_start:
+        # A training that is resumed has its guide already.
+        if self.warm_start and not self._guide:
             datamodule = self.trainer.datamodule
             guide = fit_guide(self.module, datamodule.train_dataloader()).to(self.device)
             self._guide = [GuideAnswers(guide, self.module, _n_rows(datamodule))]
@@ -115,15 +122,70 @@ class CplMixPlan(TrainingPlan):
             batch[GUIDE_KEY] = labelled(guide(batch), known)
         if known is not None and not self._guide:
             batch[KNOWN_KEY] = known
-        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        output = self._finite(batch)
+        if output is None:
+            self._go_back()
+            self._skips_step = True
+            # Lightning steps on what is returned; without gradients no weight moves.
+            return 0.0 * next(self.module.parameters()).sum()
         self._last_metrics = output.extra_metrics
         self._accumulate(output, "train")
+        if math.isinf(self._last_good.best):
+            # Before the first step: what the first epoch is compared with.
+            self._last_good.best = float(output.reconstruction_loss_sum.detach()) / output.n_obs_minibatch
         return output.loss
 
+    def _finite(self, batch: dict[str, torch.Tensor]) -> LossOutput | None:
+        """Terms of the loss; `None` if they are not finite, or cannot be because weights are not."""
+        try:
+            _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        except ValueError:
+            # Distributions refuse parameters that are not finite.
+            if self._last_good.is_finite():
+                raise
+            return None
+        return output if output.loss.isfinite() else None
+
+    def _go_back(self) -> None:
+        self._last_good.go_back(self.trainer.optimizers, self.current_epoch)
+        self._totals["train"], self._n_seen["train"], self._last_metrics = {}, 0, {}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let no weight move after a loss that was not finite."""
+        super().on_before_optimizer_step(optimizer)
+        if self._skips_step:
+            optimizer.zero_grad(set_to_none=True)
+            self._skips_step = False
+
+    def on_train_epoch_start(self) -> None:
+        """Remember the state that the epoch starts from."""
+        super().on_train_epoch_start()
+        self._last_good.take(self.trainer.optimizers)
+
     def on_train_batch_end(self, *args) -> None:
-        """Dual steps, once the gradient step that used the old multipliers is done."""
+        """Dual steps, once the gradient step that used the old multipliers is done; a look at the epoch at its end."""
         super().on_train_batch_end(*args)
-        self.module.dual_step(self._last_metrics)
+        if self._last_metrics:
+            self.module.dual_step(self._last_metrics)
+        if self.trainer.is_last_batch and self._n_seen["train"]:
+            # Before the validation, which would see what is wrong.
+            mean = float(self._totals["train"]["reconstruction_loss"]) / self._n_seen["train"]
+            if self._last_good.is_bad(mean):
+                self._go_back()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add what is neither the module's nor the trainer's."""
+        checkpoint["plan"] = {
+            "guide": [guide.state() for guide in self._guide],
+            "n_rollbacks": self._last_good.n_rollbacks,
+            "best": self._last_good.best,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take over what :meth:`on_save_checkpoint` added."""
+        state = checkpoint["plan"]
+        self._guide = [GuideAnswers.of(guide, self.module) for guide in state["guide"]]
+        self._last_good.n_rollbacks, self._last_good.best = int(state["n_rollbacks"]), float(state["best"])
 
     def on_fit_end(self) -> None:
         """Leave the module as inference expects it."""
