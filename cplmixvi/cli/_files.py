@@ -101,15 +101,23 @@ def read(path: Path) -> AnnData:
     """
     import anndata as ad
 
+    from cplmixvi.pp import check_structure
+
     if path.suffix == ".zarr" and not _is_zarr(path):
         raise InputError(f"IN {str(path)!r} is not a zarr store; an AnnData written by write_zarr is needed.")
     try:
-        if path.suffix == ".zarr":
-            return ad.read_zarr(path)
-        _check_h5ad(path)
-        return ad.read_h5ad(path)
-    except (MemoryError, InputError):
+        if path.suffix == ".h5ad":
+            _check_h5ad(path)
+        adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+        for name, matrix in (("X", adata.X), *adata.layers.items()):
+            check_structure(matrix, name)
+        return adata
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(
+            f"IN {str(path)!r} needs more memory than there is, or is damaged; free memory, or write it again."
+        ) from error
     except Exception as error:
         raise InputError(
             f"IN {str(path)!r} cannot be read as an AnnData ({type(error).__name__}: {one_line(error)[:160]}); "

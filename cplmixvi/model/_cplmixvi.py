@@ -27,6 +27,7 @@ from cplmixvi.train import CplMixPlan, CplMixSplitter
 
 from ._augmenter import AugmenterMixin
 from ._checkpoints import CheckpointsMixin, interruptible
+from ._covariates import check_known
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
@@ -198,7 +199,8 @@ class CplMixVI(
         Raises
         ------
         ValueError
-            If there are no cells or genes, a layer or column does not exist, or a label is called "unassigned".
+            If there are no cells or genes, a layer or column does not exist, a cell has no value in a column other than
+            that of the labels, or a label is called "unassigned".
 
         Warns
         -----
@@ -209,18 +211,10 @@ class CplMixVI(
         pp.check_setup(
             adata,
             layer=layer,
-            obs_keys=[
-                key
-                for key in (
-                    batch_key,
-                    # Cells that a trained model is transferred to need no labels.
-                    labels_key if kwargs.get("source_registry") is None else None,
-                    size_factor_key,
-                    *(categorical_covariate_keys or ()),
-                    *(continuous_covariate_keys or ()),
-                )
-                if key is not None
-            ],
+            # Cells that a trained model is transferred to need no labels.
+            obs_keys=[labels_key] if labels_key is not None and kwargs.get("source_registry") is None else [],
+            complete_keys=[key for key in (batch_key, *(categorical_covariate_keys or ())) if key is not None],
+            number_keys=[key for key in (size_factor_key, *(continuous_covariate_keys or ())) if key is not None],
         )
         fields = [
             # Whether the values are counts depends on the likelihood, so the check waits for __init__.
@@ -351,6 +345,7 @@ class CplMixVI(
         if adata is None or adata is self.adata:
             return super()._validate_anndata(adata, copy_if_view=copy_if_view)
         aligned = align_genes(adata, self.get_var_names())
+        check_known(aligned, self.registry_)
         layer = self.registry_["setup_args"].get("layer")
         pp.check_setup(aligned, layer=layer, obs_keys=[])
         pp.check_values(
