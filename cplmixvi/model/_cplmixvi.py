@@ -31,6 +31,7 @@ from ._covariates import check_known
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
+from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
 from ._report import Report
 from ._selection import SelectionMixin
@@ -46,6 +47,7 @@ class CplMixVI(
     StatesMixin,
     SelectionMixin,
     AugmenterMixin,
+    NoveltyMixin,
     CheckpointsMixin,
     PersistenceMixin,
     RNASeqMixin,
@@ -317,6 +319,7 @@ class CplMixVI(
             self._is_fitting = False
         datamodule = kwargs.get("datamodule")
         self.align_arms(None if datamodule is None else datamodule.train_dataloader())
+        self._learn_novelty()
         report = self._report_of_some()
         self._record_training(report)
         if report is not None and not report.sound:
