@@ -74,12 +74,12 @@ def test_the_number_of_threads_leaves_the_types_as_they_are(model, make_counts, 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_twenty_models_need_no_more_memory_than_five(make_counts):
-    adata = make_counts(n_obs=100, n_vars=1_000)
+    adata = make_counts(n_obs=60, n_vars=500)
     cpl.CplMixVI.setup_anndata(adata, layer="counts")
     modules, resident = [], []
     for _ in range(20):
-        # Some 8 MB of weights, gradients and moments.
-        model = cpl.CplMixVI(adata, n_categories=3, n_hidden=250)
+        # Some 6 MB of weights, gradients and moments.
+        model = cpl.CplMixVI(adata, n_categories=3, n_hidden=200)
         model.train(max_epochs=1, enable_progress_bar=False, warm_start=False, accelerator="cpu")
         model.predict()
         modules.append(weakref.ref(model.module))
