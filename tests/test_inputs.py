@@ -198,3 +198,53 @@ def test_nothing_of_the_user_is_changed_by_an_error(make_counts):
         fit(adata)
     assert (adata.X != before.X).nnz == 0
     assert set(before.layers) == set(adata.layers)
+
+
+def test_columns_without_a_value_are_refused(make_counts):
+    adata = make_counts()
+    adata.obs["site"] = ["a", None] * 60
+    adata.obs["age"] = [1.0, np.nan] * 60
+    adata.obs["text"] = "x"
+    for options, message in (
+        ({"batch_key": "site"}, "obs.'site'. has no value for 60 of 120 cells"),
+        ({"categorical_covariate_keys": ["site"]}, "obs.'site'. has no value"),
+        ({"continuous_covariate_keys": ["age"]}, "obs.'age'. has no value"),
+        ({"size_factor_key": "text"}, "numbers are needed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cpl.CplMixVI.setup_anndata(adata, **options)
+
+
+def test_new_cells_of_an_unknown_batch_are_refused(make_counts):
+    adata = make_counts()
+    adata.obs["site"] = ["a", "b", "c"] * 40
+    cpl.CplMixVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["site"])
+    model = cpl.CplMixVI(adata, n_categories=3, n_hidden=8)
+    model.train(max_epochs=1, enable_progress_bar=False, warm_start=False)
+    some = adata[adata.obs["site"] == "b"].copy()
+    assert list(model.predict(some)) == list(model.predict()[1::3])
+    for key in ("batch", "site"):
+        for spoil, message in (
+            (lambda obs, key=key: obs.__setitem__(key, "new"), f"obs.'{key}'. of the new cells has 'new', and the"),
+            (lambda obs, key=key: obs.__setitem__(key, [None] + ["a"] * 39), "missing values"),
+            (lambda obs, key=key: obs.__delitem__(key), "have no column"),
+        ):
+            other = some.copy()
+            spoil(other.obs)
+            with pytest.raises(ValueError, match=message):
+                model.predict(other)
+
+
+def test_a_damaged_sparse_matrix_is_refused(make_counts):
+    """SciPy would read memory that is not the matrix's."""
+    model = fit(make_counts(), train={"warm_start": False})
+    for damage in (lambda x: x.indices.__setitem__(0, 10**6), lambda x: x.indptr.__setitem__(5, 10**6)):
+        adata = make_counts()
+        damage(adata.X)
+        with pytest.raises(ValueError, match="damaged sparse matrix"):
+            fit(adata)
+        permuted = make_counts()
+        permuted.var_names = permuted.var_names[::-1]
+        damage(permuted.X)
+        with pytest.raises(ValueError, match="damaged sparse matrix"):
+            model.predict(permuted)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from cplmixvi.cli._errors import InputError, one_line
 from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
@@ -45,6 +47,9 @@ class Options:
     min_confidence: float = 0.0
     overwrite: bool = False
     model_dir: Path | None = None
+    checkpoint_dir: Path | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
     threads: int | None = None
     accelerator: str = "auto"
     quiet: bool = False
@@ -72,14 +77,8 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
             stack.enter_context(thread_limit(options.threads))
             adata, model = _prepare(options, reporter)
         reporter.release()
-        with clean_stdout():
-            if options.n_categories is None:
-                _find_n_categories(model, reporter)
-            model.train(
-                max_epochs=options.max_epochs,
-                accelerator=options.accelerator,
-                enable_progress_bar=not options.quiet,
-            )
+        with clean_stdout(), _saying_how_to_go_on(options):
+            _train(model, options, reporter)
             try:
                 write_back(
                     adata,
@@ -93,6 +92,7 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
                 raise RuntimeError("the trained model could not annotate its own cells") from error
             reporter.say(f"writing {options.output}")
             _save(adata, model, options)
+            _remove_checkpoints(options)
     return _summary(adata, model, options) | {
         "seconds": round(time.perf_counter() - start, 2),
         "device": str(model.device),
@@ -107,6 +107,11 @@ def _check_paths(options: Options) -> None:
     _files.check_output(options.output, options.source, overwrite=options.overwrite)
     if options.model_dir is not None:
         _files.check_model_dir(options.model_dir, overwrite=options.overwrite)
+    if options.checkpoint_dir is not None:
+        _files.check_checkpoint_dir(options.checkpoint_dir, resume=options.resume)
+    for option, given in (("--resume", options.resume), ("--checkpoint-every", options.checkpoint_every is not None)):
+        if given and options.checkpoint_dir is None:
+            raise InputError(f"{option} needs a folder of checkpoints; name it with --checkpoint-dir.")
     if options.accelerator not in _ACCELERATORS:
         raise InputError(f"--accelerator {options.accelerator!r} is not known; use one of {', '.join(_ACCELERATORS)}.")
 
@@ -163,6 +168,50 @@ def _keep_for_augmenter(adata: AnnData, fitted: AnnData, options: Options) -> No
         use_rep = getattr(part, "use_rep", None)
         if use_rep is not None:
             fitted.obsm[use_rep] = adata.obsm[use_rep]
+
+
+def _train(model: CplMixVI, options: Options, reporter: Reporter) -> None:
+    """Train from the start or from the last checkpoint, and write checkpoints where they are wanted."""
+    folder = options.checkpoint_dir
+    resumes = options.resume and _files.has_checkpoints(folder)
+    if options.resume:
+        reporter.say(f"{'going on from the last' if resumes else 'no'} checkpoint in {folder}")
+    if options.n_categories is None and not resumes:
+        _find_n_categories(model, reporter)
+    checkpoints = {"resume": folder} if resumes else {"checkpoint_dir": folder}
+    try:
+        model.train(
+            max_epochs=options.max_epochs,
+            accelerator=options.accelerator,
+            enable_progress_bar=not options.quiet,
+            checkpoint_every=options.checkpoint_every,
+            **checkpoints,
+        )
+    except OSError as error:
+        if folder is None:
+            raise
+        raise InputError(f"--checkpoint-dir: {one_line(error.strerror)}.") from error
+
+
+@contextmanager
+def _saying_how_to_go_on(options: Options) -> Iterator[None]:
+    """Say on a signal what there is and what there is not: see :func:`cplmixvi.cli._errors.signals_exit`."""
+    try:
+        yield
+    except SystemExit:
+        how = "give --checkpoint-dir to be able to go on next time"
+        if options.checkpoint_dir is not None and _files.has_checkpoints(options.checkpoint_dir):
+            how = "the same command with --resume goes on from the last checkpoint"
+        sys.stderr.write(f"cplmixvi: interrupted; OUT was not written; {how}\n")
+        raise
+
+
+def _remove_checkpoints(options: Options) -> None:
+    """Remove what is of no use once the result is there."""
+    from cplmixvi import io
+
+    if options.checkpoint_dir is not None:
+        io.remove_checkpoints(options.checkpoint_dir)
 
 
 def _find_n_categories(model: CplMixVI, reporter: Reporter) -> None:

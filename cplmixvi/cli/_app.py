@@ -24,7 +24,7 @@ _EXIT_INTERRUPTED = 130
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 _FLAGS = re.compile(
     r"\b(n_categories|n_state|n_arms|batch_key|labels_key|unlabeled_category|key_added|likelihood|layer|augment|"
-    r"max_epochs|categories|gene_sets|n_steps)="
+    r"max_epochs|categories|gene_sets|n_steps|checkpoint_dir|checkpoint_every|seed)="
 )
 
 app = typer.Typer(name=PROGRAM, add_completion=False, help="Cell types and their states from coupled mixture VAEs.")
@@ -139,6 +139,15 @@ def annotate(
         bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
     ] = False,
     model_dir: Annotated[Path | None, typer.Option(help="Folder to save the trained model in.")] = None,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints while it trains; they go when OUT is written.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Epochs between checkpoints; a twentieth of all by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir, if there is one.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
     ] = None,
@@ -172,6 +181,9 @@ def annotate(
             min_confidence=min_confidence,
             overwrite=overwrite,
             model_dir=model_dir,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
             threads=threads,
             accelerator=accelerator,
             quiet=quiet,

@@ -55,6 +55,25 @@ def check_model_dir(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_checkpoint_dir(path: Path, *, resume: bool) -> None:
+    """Raise InputError unless checkpoints can be written to the folder ``path``, beside those of this training only."""
+    _check_folder(path, "--checkpoint-dir")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--checkpoint-dir {str(path)!r} is a file; a folder is needed; name another path.")
+    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"--checkpoint-dir {str(path)!r} is read-only for you; name another folder.")
+    if has_checkpoints(path) and not resume:
+        raise InputError(
+            f"--checkpoint-dir {str(path)!r} has checkpoints of a training that did not end; pass --resume to go on, "
+            "or name another folder."
+        )
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether there are checkpoints in the folder ``path``; nothing is imported to find out."""
+    return path.is_dir() and any(path.glob("epoch_*"))
+
+
 def _check_suffix(path: Path, name: str) -> None:
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{name} {str(path)!r} must end in {' or '.join(_SUFFIXES)}; rename it or name another file.")
@@ -82,15 +101,23 @@ def read(path: Path) -> AnnData:
     """
     import anndata as ad
 
+    from cplmixvi.pp import check_structure
+
     if path.suffix == ".zarr" and not _is_zarr(path):
         raise InputError(f"IN {str(path)!r} is not a zarr store; an AnnData written by write_zarr is needed.")
     try:
-        if path.suffix == ".zarr":
-            return ad.read_zarr(path)
-        _check_h5ad(path)
-        return ad.read_h5ad(path)
-    except (MemoryError, InputError):
+        if path.suffix == ".h5ad":
+            _check_h5ad(path)
+        adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+        for name, matrix in (("X", adata.X), *adata.layers.items()):
+            check_structure(matrix, name)
+        return adata
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(
+            f"IN {str(path)!r} needs more memory than there is, or is damaged; free memory, or write it again."
+        ) from error
     except Exception as error:
         raise InputError(
             f"IN {str(path)!r} cannot be read as an AnnData ({type(error).__name__}: {one_line(error)[:160]}); "

@@ -1,6 +1,7 @@
 """Files of trained models: safetensors and JSON, read without running anything that is in them."""
 
 from ._card import card_text
+from ._checkpoints import list_checkpoints, read_checkpoint, remove_checkpoints, write_checkpoint
 from ._codec import decode, encode
 from ._errors import ModelFileError
 from ._folder import whole_folder
@@ -18,8 +19,12 @@ __all__ = [
     "card_text",
     "decode",
     "encode",
+    "list_checkpoints",
+    "read_checkpoint",
     "read_files",
     "read_meta",
+    "remove_checkpoints",
     "whole_folder",
+    "write_checkpoint",
     "write_files",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
@@ -22,15 +23,19 @@ from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
 from cplmixvi.augment import Augment, learned_parts, resolve
 from cplmixvi.module import CplMixVAE
-from cplmixvi.train import CplMixPlan, CplMixSplitter, default_batch_size, default_max_epochs
+from cplmixvi.train import CplMixPlan, CplMixSplitter
 
 from ._augmenter import AugmenterMixin
+from ._checkpoints import CheckpointsMixin, interruptible
+from ._covariates import check_known
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
+from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
 from ._report import Report
 from ._selection import SelectionMixin
+from ._settings import settled
 from ._states import StatesMixin
 
 #: Cells that the check at the end of training looks at.
@@ -42,6 +47,8 @@ class CplMixVI(
     StatesMixin,
     SelectionMixin,
     AugmenterMixin,
+    NoveltyMixin,
+    CheckpointsMixin,
     PersistenceMixin,
     RNASeqMixin,
     VAEMixin,
@@ -198,7 +205,8 @@ class CplMixVI(
         Raises
         ------
         ValueError
-            If there are no cells or genes, a layer or column does not exist, or a label is called "unassigned".
+            If there are no cells or genes, a layer or column does not exist, a cell has no value in a column other than
+            that of the labels, or a label is called "unassigned".
 
         Warns
         -----
@@ -209,18 +217,10 @@ class CplMixVI(
         pp.check_setup(
             adata,
             layer=layer,
-            obs_keys=[
-                key
-                for key in (
-                    batch_key,
-                    # Cells that a trained model is transferred to need no labels.
-                    labels_key if kwargs.get("source_registry") is None else None,
-                    size_factor_key,
-                    *(categorical_covariate_keys or ()),
-                    *(continuous_covariate_keys or ()),
-                )
-                if key is not None
-            ],
+            # Cells that a trained model is transferred to need no labels.
+            obs_keys=[labels_key] if labels_key is not None and kwargs.get("source_registry") is None else [],
+            complete_keys=[key for key in (batch_key, *(categorical_covariate_keys or ())) if key is not None],
+            number_keys=[key for key in (size_factor_key, *(continuous_covariate_keys or ())) if key is not None],
         )
         fields = [
             # Whether the values are counts depends on the likelihood, so the check waits for __init__.
@@ -252,6 +252,9 @@ class CplMixVI(
         warm_start: bool | None = None,
         find_condition: bool = True,
         plan_kwargs: dict | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        resume: str | Path | None = None,
         **kwargs,
     ) -> None:
         """Train the arms together, after finding the number of categories where none was given.
@@ -279,6 +282,12 @@ class CplMixVI(
             if ``augment`` names a condition or replaces cells.
         plan_kwargs
             Of :class:`cplmixvi.train.CplMixPlan`.
+        checkpoint_dir, checkpoint_every
+            Folder for checkpoints, and epochs between two (a twentieth of all by default). Each is a saved model with
+            the state of its training besides.
+        resume
+            Folder of checkpoints of a training that did not end. It goes on there from the last one, with the arguments
+            it had, and ends with the weights that it would have had. The model must be made as it was then.
         **kwargs
             Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``datasplitter_kwargs``,
             ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
@@ -286,60 +295,60 @@ class CplMixVI(
         Raises
         ------
         ValueError
-            If fewer than two cells are left for training, or the cells lack what the augmenter looks at.
+            If fewer than two cells are left for training, the cells lack what the augmenter looks at, the training
+            diverges at any rate, or there is nothing to resume, or something of another model.
 
         Warns
         -----
         UserWarning
-            If the fit is unsound, see :meth:`report`.
+            If the fit is unsound, see :meth:`report`, or diverged on the way and went on at a lower rate.
         """
-        n_obs = self.summary_stats.n_cells
+        given = {"max_epochs": max_epochs, "train_size": train_size, "batch_size": batch_size, **kwargs}
+        given |= {"accelerator": accelerator, "devices": devices, "plan_kwargs": dict(plan_kwargs or {})}
+        if warm_start is not None:
+            given["plan_kwargs"].setdefault("warm_start", warm_start)
+        if not find_condition:
+            given["plan_kwargs"].setdefault("find_condition", False)
         if self.adata is not None:
             # Not before: a model that is loaded for inference needs nothing of what its augmenter looked at.
             self.module.augmenter.check(self.adata)
-        if self._finds_n_categories and not self.is_trained_ and self.adata is not None and n_obs > 1:
-            self._build((self.selection or self.select_n_categories()).n_categories)
-            # What a saved model is made from when it is loaded.
-            self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
-        if not all(part.fitted for part in learned_parts(self.module.augmenter)):
-            shown = {key: kwargs[key] for key in ("enable_progress_bar", "logger") if key in kwargs}
-            self.train_augmenter(accelerator=accelerator, devices=devices, batch_size=batch_size, **shown)
+        if resume is not None:
+            settings, checkpoints = self._resumed(resume, given, checkpoint_dir, checkpoint_every)
+        else:
+            settings = settled(given, self.summary_stats.n_cells, self.is_trained_)
+            # Refused before anything that takes long.
+            checkpoints = self._checkpoints(settings, checkpoint_dir, checkpoint_every)
+            self._find_what_training_needs(settings)
+        if checkpoints is not None:
+            settings["callbacks"] = [*settings.get("callbacks", ()), checkpoints]
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
-        plan_kwargs = dict(plan_kwargs or {})
-        plan_kwargs.setdefault("warm_start", not self.is_trained_ if warm_start is None else warm_start)
-        plan_kwargs.setdefault("find_condition", find_condition)
-        if kwargs.get("datamodule") is None:
-            external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
-            if train_size is None and external is None:
-                train_size = 0.9 if _needs_validation({**kwargs, **plan_kwargs}) else 1.0
-            if batch_size is None:
-                batch_size = default_batch_size(n_obs)
-            if max_epochs is None:
-                n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * train_size))
-                max_epochs = default_max_epochs(n_train, batch_size)
         self._is_fitting = True
         try:
-            super().train(
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                train_size=train_size,
-                batch_size=batch_size,
-                plan_kwargs=plan_kwargs,
-                **kwargs,
-            )
+            with interruptible(checkpoint_dir if resume is None else resume):
+                super().train(**settings)
         finally:
             self._is_fitting = False
-        if plan_kwargs["warm_start"]:
+        if settings["plan_kwargs"]["warm_start"]:
             self.condition_ = self.trainer.lightning_module.level
         datamodule = kwargs.get("datamodule")
         self.align_arms(None if datamodule is None else datamodule.train_dataloader())
+        self._learn_novelty()
         report = self._report_of_some()
         self._record_training(report)
         if report is not None and not report.sound:
             # A collapsed fit looks like any other from outside: say so at once.
             warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=2)
+
+    def _find_what_training_needs(self, settings: dict) -> None:
+        """Find the number of categories where none was given, and train the augmenter where it was not."""
+        if self._finds_n_categories and not self.is_trained_ and self.adata is not None and self.adata.n_obs > 1:
+            self._build((self.selection or self.select_n_categories()).n_categories)
+            # What a saved model is made from when it is loaded.
+            self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
+        if not all(part.fitted for part in learned_parts(self.module.augmenter)):
+            shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
+            self.train_augmenter(**{key: settings[key] for key in shared if key in settings})
 
     def _report_of_some(self) -> Report | None:
         """Report on a part of the cells, for speed; none without cells."""
@@ -353,6 +362,7 @@ class CplMixVI(
         if adata is None or adata is self.adata:
             return super()._validate_anndata(adata, copy_if_view=copy_if_view)
         aligned = align_genes(adata, self.get_var_names())
+        check_known(aligned, self.registry_)
         layer = self.registry_["setup_args"].get("layer")
         pp.check_setup(aligned, layer=layer, obs_keys=[])
         pp.check_values(
@@ -379,14 +389,3 @@ def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if not pp.is_whole(value) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-
-
-def _needs_validation(kwargs: dict) -> bool:
-    return bool(
-        kwargs.get("early_stopping")
-        or kwargs.get("check_val_every_n_epoch")
-        or kwargs.get("enable_checkpointing")
-        or kwargs.get("learning_rate_monitor")
-        or kwargs.get("reduce_lr_on_plateau")
-        or kwargs.get("validation_size")
-    )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from anndata import AnnData
 
+from cplmixvi.pp import check_structure
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +33,7 @@ def align_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
     Raises
     ------
     ValueError
-        If genes are missing or names are not unique.
+        If genes are missing, names are not unique, or a sparse matrix is damaged.
     """
     var_names = np.asarray(var_names).astype(str)
     given = adata.var_names.astype(str)
@@ -46,6 +48,9 @@ def align_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
             f"{len(missing)} of the model's {len(var_names)} genes are missing from the new cells "
             f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); give cells measured on the same genes."
         )
+    if not adata.isbacked:
+        for matrix in (adata.X, *adata.layers.values()):
+            check_structure(matrix, "a matrix of the new cells")
     logger.info("Genes of the new cells are put into the model's order.")
     return adata[:, positions].to_memory() if adata.isbacked else adata[:, positions].copy()
 

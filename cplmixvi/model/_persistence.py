@@ -24,6 +24,7 @@ from cplmixvi._constants import COUNT_LIKELIHOODS, LEGACY_MODEL_FILE, LOG_LIKELI
 from ._devices import resolve_device
 from ._genes import check_same_genes
 from ._report import Report
+from ._saved import is_kept, part, take_over
 
 #: Packages whose versions decide what a model does.
 PACKAGES = ("cplmixvi", "scvi-tools", "torch", "anndata", "numpy")
@@ -101,7 +102,7 @@ class PersistenceMixin:
     def _as_saved(self, with_anndata: bool) -> io.Saved:
         state = self.module.state_dict()
         weights = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-        attributes = {name: value for name, value in vars(self).items() if _is_kept(name)}
+        attributes = {name: value for name, value in vars(self).items() if is_kept(name)}
         registry, init_params = attributes.pop("registry_"), attributes.pop("init_params_")
         arrays: dict = {}
         meta = {
@@ -170,7 +171,7 @@ class PersistenceMixin:
         target = resolve_device(accelerator, device)
         path, prefix = Path(dir_path), prefix or ""
         saved = io.read_files(path, prefix)
-        registry = _part(saved, "registry")
+        registry = part(saved, "registry")
         if registry.get("model_name") not in (cls.__name__, *(allowed_classes_names_list or ())):
             raise io.ModelFileError(
                 f"{str(path)!r} has a model of the class {registry.get('model_name')!r}, not {cls.__name__}; load it "
@@ -200,7 +201,7 @@ class PersistenceMixin:
         """
         saved = self._as_saved(with_anndata=False)
         saved.weights = {name: value.detach().clone() for name, value in saved.weights.items()}
-        model = type(self)._from_saved(saved, None, _part(saved, "registry"))
+        model = type(self)._from_saved(saved, None, part(saved, "registry"))
         model.to_device(self.device)
         model.module.eval()
         return model
@@ -208,17 +209,11 @@ class PersistenceMixin:
     @classmethod
     def _from_saved(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
         """Make the model anew, and give it its attributes and weights."""
-        init_params = _part(saved, "init_params")
+        init_params = part(saved, "init_params")
         keywords = {name: value for group in init_params["kwargs"].values() for name, value in group.items()}
         model = cls(adata, registry=registry, **init_params["non_kwargs"], **keywords)
         model.init_params_ = init_params
-        for name, value in _part(saved, "attributes").items():
-            if _is_kept(name):
-                setattr(model, name, value)
-        state = {**saved.weights, **_part(saved, "extra_state")}
-        _check_weights(state, model.module.state_dict())
-        model.module.on_load(model)
-        model.module.load_state_dict(state)
+        take_over(model, saved)
         return model
 
     @staticmethod
@@ -235,7 +230,7 @@ class PersistenceMixin:
         ModelFileError
             See :meth:`load`.
         """
-        return _part(io.read_files(Path(dir_path), prefix or ""), "registry")
+        return part(io.read_files(Path(dir_path), prefix or ""), "registry")
 
     @staticmethod
     def view_setup_args(dir_path: str, prefix: str | None = None) -> None:
@@ -331,18 +326,6 @@ def _versions() -> dict[str, str]:
     return {**{name: version(name) for name in PACKAGES}, "python": python_version()}
 
 
-def _is_kept(name: str) -> bool:
-    """Whether an attribute is kept with the model: those whose name ends in an underscore, as in scvi-tools."""
-    return name.endswith("_") and not name.startswith("_")
-
-
-def _part(saved: io.Saved, name: str) -> dict:
-    part = io.decode(saved.meta.get(name), saved.arrays)
-    if not isinstance(part, dict):
-        raise io.ModelFileError(f"model.json has no {name}; copy or save the model again.")
-    return part
-
-
 @contextmanager
 def _fitting_together(path: Path) -> Iterator[None]:
     """Say of what Python says about arguments and entries of a file that it is the file that is wrong."""
@@ -372,26 +355,3 @@ def _saved_cells(path: Path, saved: io.Saved) -> AnnData | None:
         raise io.ModelFileError(
             f"The cells in {str(path)!r} cannot be read ({type(error).__name__}); pass adata, or adata=False."
         ) from error
-
-
-def _check_weights(given: dict[str, object], expected: dict[str, object]) -> None:
-    """Refuse weights that are not those of the module.
-
-    Raises
-    ------
-    ModelFileError
-        If some are missing, unknown, or of another shape or type.
-    """
-    mend = "copy or save the model again, or load it with the version that saved it."
-    for names, what in ((expected.keys() - given.keys(), "lacks"), (given.keys() - expected.keys(), "has the unknown")):
-        if names:
-            raise io.ModelFileError(f"The model {what} weights {', '.join(sorted(names)[:3])} ({len(names)}); {mend}")
-    for name, value in expected.items():
-        found = given[name]
-        if not isinstance(value, torch.Tensor):
-            continue
-        if not isinstance(found, torch.Tensor) or found.shape != value.shape or found.dtype != value.dtype:
-            shown = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-            raise io.ModelFileError(
-                f"Weights {name} are {shown}; the model needs {value.dtype} {tuple(value.shape)}; {mend}"
-            )

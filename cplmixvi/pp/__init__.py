@@ -5,6 +5,7 @@ from cplmixvi.pp._checks import (
     check_likelihood,
     check_n_categories,
     check_setup,
+    check_structure,
     check_values,
     is_whole,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "check_likelihood",
     "check_n_categories",
     "check_setup",
+    "check_structure",
     "check_values",
     "input_hash",
     "is_whole",

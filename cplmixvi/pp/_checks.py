@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from cplmixvi._constants import COUNT_LIKELIHOODS, LIKELIHOODS, LOG_LIKELIHOODS
@@ -127,6 +128,21 @@ def _check_shape(X, where: str, min_cells: int) -> None:
         raise ValueError(f"{where} holds {X.dtype}; real numbers are needed: convert with .astype('float32')")
 
 
+def check_structure(X, where: str = "adata.X") -> None:
+    """Raise a ValueError if a sparse matrix in memory refers to cells or genes that it has not.
+
+    SciPy looks at that only when asked to, and ends the process where it does arithmetic with such a matrix.
+    """
+    if not sparse.issparse(X) or X.format not in ("csr", "csc"):
+        return
+    try:
+        X.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{where} is a damaged sparse matrix ({error}): make it anew from its source, or write the file again"
+        ) from error
+
+
 def check_values(
     X,
     likelihood: str = "nb",
@@ -164,7 +180,8 @@ def check_values(
     Raises
     ------
     ValueError
-        When there are fewer than ``min_cells`` cells, values that the likelihood cannot take, or empty cells.
+        When there are fewer than ``min_cells`` cells, values that the likelihood cannot take, or empty cells, or the
+        matrix is damaged.
 
     Warns
     -----
@@ -173,6 +190,7 @@ def check_values(
     """
     check_likelihood(likelihood)
     _check_shape(X, where, min_cells)
+    check_structure(X, where)
     n_obs, n_vars = X.shape
     in_cell = np.zeros(n_obs, dtype=np.int64)
     in_gene = np.zeros(n_vars, dtype=np.int64)
@@ -224,7 +242,14 @@ def _check_empty_cells(empty: np.ndarray, n_obs: int, where: str, obs_names: Seq
     )
 
 
-def check_setup(adata: AnnData, layer: str | None = None, obs_keys: Sequence[str] = ()) -> None:
+def check_setup(
+    adata: AnnData,
+    layer: str | None = None,
+    obs_keys: Sequence[str] = (),
+    *,
+    complete_keys: Sequence[str] = (),
+    number_keys: Sequence[str] = (),
+) -> None:
     """Check that what :meth:`cplmixvi.CplMixVI.setup_anndata` is asked to register is there.
 
     Parameters
@@ -235,20 +260,34 @@ def check_setup(adata: AnnData, layer: str | None = None, obs_keys: Sequence[str
         Name of a layer; None for ``adata.X``.
     obs_keys
         Columns of ``obs`` that are asked for.
+    complete_keys
+        Columns of ``obs`` in which every cell needs a value, such as its batch.
+    number_keys
+        Columns of ``obs`` in which every cell needs a finite number.
 
     Raises
     ------
     ValueError
-        When there are no cells or genes, gene names repeat, or the layer or a column is missing.
+        When there are no cells or genes, gene names repeat, the layer or a column is missing, or a cell lacks a value.
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed")
     get_matrix(adata, layer)
     if not adata.var_names.is_unique:
         raise ValueError("adata.var_names has repeated names; call adata.var_names_make_unique() first")
-    missing = [key for key in obs_keys if key not in adata.obs]
+    missing = [key for key in (*obs_keys, *complete_keys, *number_keys) if key not in adata.obs]
     if missing:
         raise ValueError(
             f"obs has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, adata.obs.columns[:20]))}"
             f": name one of them"
         )
+    for key in (*complete_keys, *number_keys):
+        column = adata.obs[key]
+        if key in number_keys and not pd.api.types.is_numeric_dtype(column):
+            raise ValueError(f"obs[{key!r}] holds {column.dtype}; numbers are needed: convert it, or leave it out")
+        empty = np.flatnonzero(column.isna() if key in complete_keys else ~np.isfinite(column.to_numpy(dtype=float)))
+        if empty.size:
+            raise ValueError(
+                f"obs[{key!r}] has no value for {empty.size} of {adata.n_obs} cells "
+                f"({str(adata.obs_names[empty[0]])!r}); every cell needs one: fill it in, or drop those cells"
+            )

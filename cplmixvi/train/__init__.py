@@ -1,6 +1,7 @@
 """How the arms are trained: minibatches, training plan and schedules."""
 
 from ._augmenter import AugmenterPlan
+from ._checkpoints import Checkpoints, usual_interval
 from ._guide import half_encoder
 from ._plan import CplMixPlan
 from ._schedules import default_batch_size, default_max_epochs
@@ -11,6 +12,7 @@ from ._splitter import CplMixSplitter
 __all__ = [
     "MAX_SELECTION_CELLS",
     "AugmenterPlan",
+    "Checkpoints",
     "CplMixPlan",
     "CplMixSplitter",
     "Selection",
@@ -18,4 +20,5 @@ __all__ = [
     "default_max_epochs",
     "half_encoder",
     "select_n_categories",
+    "usual_interval",
 ]

@@ -8,6 +8,7 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._guide import guide_input
+from ._guide_state import guide_of, guide_state
 from ._views import ViewConsensus
 
 #: Probabilities that are kept, at most (200 MB); with more, the guide is asked in every step.
@@ -36,6 +37,18 @@ class GuideAnswers:
         # Where types must not follow a condition, each answer is for another draw of the cell's counterparts.
         if not module.augmenter.nuisance_keys and 0 < n_rows * module.n_categories <= MAX_KEPT:
             self._kept = torch.full((n_rows, module.n_categories), torch.nan, device=module.device)
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint keeps: the guide, and what it has said."""
+        return {"guide": guide_state(self.guide), "kept": self._kept}
+
+    @classmethod
+    def of(cls, state: dict[str, object], module: CplMixVAE) -> GuideAnswers:
+        """Make again what :meth:`state` is of, on the module's device."""
+        answers = cls(guide_of(state["guide"]).to(module.device), module)
+        if state["kept"] is not None:
+            answers._kept = state["kept"].to(module.device)
+        return answers
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """``(n_cells, K)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from ._condition import Condition
 from ._follow import follow_guide
 from ._guide import fit_guide, guide_input, known_categories
 from ._labels import labelled
+from ._rollback import LastGood
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +27,11 @@ logger = logging.getLogger(__name__)
 class CplMixPlan(TrainingPlan):
     r"""Trains :class:`~cplmixvi.module.CplMixVAE`.
 
-    Four things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
+    Five things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
     arm (so inference and validation see the cell itself), labels that some cells have guide the arms, multipliers of
-    constraints take a dual step after each gradient step, and the terms of the loss are accumulated on the device and
-    logged once per epoch, because logging each step costs more than the step of a small model.
+    constraints take a dual step after each gradient step, a training that diverges goes back to its last good epoch
+    and on at a lower rate, and the terms of the loss are accumulated on the device and logged once per epoch, because
+    logging each step costs more than the step of a small model.
 
     Parameters
     ----------
@@ -83,6 +86,8 @@ class CplMixPlan(TrainingPlan):
         self._totals: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
         self._n_seen = {"train": 0, "validation": 0}
         self._last_metrics: dict[str, torch.Tensor] = {}
+        self._last_good = LastGood(self.module, module.n_input)
+        self._skips_step = False
 
     def _accumulate(self, output: LossOutput, mode: str) -> None:
         n_obs = output.n_obs_minibatch
@@ -117,7 +122,8 @@ class CplMixPlan(TrainingPlan):
         augmenter = self.module.augmenter
         if augmenter.needs_cells:
             augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
-        if self.warm_start:
+        # A training that is resumed has its guide already.
+        if self.warm_start and not self._guide:
             datamodule = self.trainer.datamodule
             adopt = self._adopt if self._looks_for_condition() else None
             guide = fit_guide(self.module, datamodule.train_dataloader(), adopt=adopt).to(self.device)
@@ -131,7 +137,7 @@ class CplMixPlan(TrainingPlan):
         return self.find_condition and has_cells and not augmenter.replaces and not augmenter.nuisance_keys
 
     def _adopt(self, condition: Condition) -> None:
-        """Let copies be of both levels of a condition until the training ends."""
+        """Find the level of every training cell in a condition, which copies are of both levels of from now on."""
         datamodule = self.trainer.datamodule
         cells = training_cells(datamodule, self.module.on_counts)
         self.level = np.full(cells.adata.n_obs, -1, dtype=np.int8)
@@ -142,10 +148,13 @@ class CplMixPlan(TrainingPlan):
         logger.info(
             "A condition shifts cells of all types alike (%.0f%% of them): types do not follow it.", 100 * upper
         )
-        across = AcrossLevels(np.maximum(self.level, 0))
-        across.prepare(cells, self.device)
+        self._cross_levels()
+        self.module.augmenter.prepare(cells, self.device)
+
+    def _cross_levels(self) -> None:
+        """Let copies be of both levels until the training ends."""
         self._own_augmenter.append(self.module.augmenter)
-        self.module.augmenter = Compose([across, self.module.augmenter])
+        self.module.augmenter = Compose([AcrossLevels(np.maximum(self.level, 0)), self.module.augmenter])
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """One step on fresh copies; returns the loss to Lightning's automatic optimisation."""
@@ -158,15 +167,74 @@ class CplMixPlan(TrainingPlan):
             batch[GUIDE_KEY] = labelled(guide(batch), known)
         if known is not None and not self._guide:
             batch[KNOWN_KEY] = known
-        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        output = self._finite(batch)
+        if output is None:
+            self._go_back()
+            self._skips_step = True
+            # Lightning steps on what is returned; without gradients no weight moves.
+            return 0.0 * next(self.module.parameters()).sum()
         self._last_metrics = output.extra_metrics
         self._accumulate(output, "train")
+        if math.isinf(self._last_good.best):
+            # Before the first step: what the first epoch is compared with.
+            self._last_good.best = float(output.reconstruction_loss_sum.detach()) / output.n_obs_minibatch
         return output.loss
 
+    def _finite(self, batch: dict[str, torch.Tensor]) -> LossOutput | None:
+        """Terms of the loss; `None` if they are not finite, or cannot be because weights are not."""
+        try:
+            _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        except ValueError:
+            # Distributions refuse parameters that are not finite.
+            if self._last_good.is_finite():
+                raise
+            return None
+        return output if output.loss.isfinite() else None
+
+    def _go_back(self) -> None:
+        self._last_good.go_back(self.trainer.optimizers, self.current_epoch)
+        self._totals["train"], self._n_seen["train"], self._last_metrics = {}, 0, {}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let no weight move after a loss that was not finite."""
+        super().on_before_optimizer_step(optimizer)
+        if self._skips_step:
+            optimizer.zero_grad(set_to_none=True)
+            self._skips_step = False
+
+    def on_train_epoch_start(self) -> None:
+        """Remember the state that the epoch starts from."""
+        super().on_train_epoch_start()
+        self._last_good.take(self.trainer.optimizers)
+
     def on_train_batch_end(self, *args) -> None:
-        """Dual steps, once the gradient step that used the old multipliers is done."""
+        """Dual steps, once the gradient step that used the old multipliers is done; a look at the epoch at its end."""
         super().on_train_batch_end(*args)
-        self.module.dual_step(self._last_metrics)
+        if self._last_metrics:
+            self.module.dual_step(self._last_metrics)
+        if self.trainer.is_last_batch and self._n_seen["train"]:
+            # Before the validation, which would see what is wrong.
+            mean = float(self._totals["train"]["reconstruction_loss"]) / self._n_seen["train"]
+            if self._last_good.is_bad(mean):
+                self._go_back()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add what is neither the module's nor the trainer's."""
+        checkpoint["plan"] = {
+            "guide": [guide.state() for guide in self._guide],
+            "level": self.level,
+            "n_rollbacks": self._last_good.n_rollbacks,
+            "best": self._last_good.best,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take over what :meth:`on_save_checkpoint` added."""
+        state = checkpoint["plan"]
+        self.level = state["level"]
+        if self.level is not None:
+            self._cross_levels()
+        self._guide = [GuideAnswers.of(guide, self.module) for guide in state["guide"]]
+        self._last_good.n_rollbacks, self._last_good.best = int(state["n_rollbacks"]), float(state["best"])
 
     def on_fit_end(self) -> None:
         """Leave the module as inference expects it."""

@@ -1,0 +1,102 @@
+"""Cells of a type that was left out of the training: are they told apart from held-out cells of the other types?
+
+python benchmarks/new_types.py --data pbmc4k --seeds 1
+
+One type after the other is left out, with a quarter of the cells of the other types. The score is the area under the
+ROC curve of left-out against held-out cells, of two readings: the complement of the confidence (the largest
+probability), and :meth:`cplmixvi.CplMixVI.get_novelty`. Every fit is a line of ``results/new_types.jsonl``; fits that
+are there are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+HERE = Path(__file__).parent
+READINGS = ["auroc_confidence", "auroc_novelty", "false_alarms"]
+
+
+def run(name: str, left_out: str, seed: int) -> dict:
+    """Fit without one type, and score all cells that were not trained on."""
+    import logging
+
+    import scvi
+    import torch
+    from _data import CASES, load
+    from sklearn.metrics import roc_auc_score
+
+    import cplmixvi as cpl
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    scvi.settings.verbosity = logging.ERROR
+    torch.set_num_threads(1)
+    adata, truth, n_types = load(name)
+    new = truth == left_out
+    held_out = ~new & (np.random.default_rng(seed).random(adata.n_obs) < 0.25)
+    scvi.settings.seed = seed
+    train = adata[~new & ~held_out].copy()
+    cpl.CplMixVI.setup_anndata(train)
+    model = cpl.CplMixVI(train, n_categories=n_types - 1, likelihood=CASES[name].likelihood)
+    model.train(enable_progress_bar=False, accelerator="cpu")
+    seen = adata[new | held_out].copy()
+    confidence = model.predict(seen, soft=True).to_numpy().max(1)
+    novelty = model.get_novelty(seen)
+    is_new = new[new | held_out]
+    return {
+        "data": name,
+        "left_out": left_out,
+        "seed": seed,
+        "n_new": int(is_new.sum()),
+        "auroc_confidence": round(float(roc_auc_score(is_new, -confidence)), 4),
+        "auroc_novelty": round(float(roc_auc_score(is_new, novelty)), 4),
+        # Share of known cells that a threshold of .95 calls new; .05 if novelty means what it says.
+        "false_alarms": round(float((novelty[~is_new] > 0.95).mean()), 4),
+    }
+
+
+def render(runs: list[dict], path: Path) -> None:
+    """Markdown: a row per type that was left out, and their mean."""
+    parts = ["# Types that were left out", "", "Means over seeds. Written by `benchmarks/new_types.py`."]
+    for name, table in pd.DataFrame(runs).groupby("data"):
+        by_type = table.groupby("left_out")[["n_new", *READINGS]].mean()
+        by_type.loc["mean"] = by_type.mean()
+        parts += ["", f"## {name}", "", by_type.round(3).reset_index().to_markdown(index=False)]
+    path.write_text("\n".join([*parts, ""]))
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    from _data import CASES, load
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", default=["pbmc4k"], choices=list(CASES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "new_types.jsonl")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = {(entry["data"], entry["left_out"], entry["seed"]) for entry in runs}
+    for name in options.data:
+        for seed in range(options.seeds):
+            for left_out in sorted(set(load(name)[1]) - set(CASES[name].ignore)):
+                if (name, left_out, seed) in done:
+                    continue
+                runs.append(run(name, left_out, seed))
+                with options.out.open("a") as stream:
+                    stream.write(json.dumps(runs[-1]) + "\n")
+                print(name, left_out, seed, *(f"{reading} {runs[-1][reading]:.3f}" for reading in READINGS), flush=True)
+    if runs:
+        render(runs, options.out.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Checkpoints of a training in a folder: each is there whole or not at all, whatever kills the process."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+from ._errors import ModelFileError
+from ._folder import whole_folder
+from ._format import Saved
+from ._store import NAMES, read_files, write_files
+
+_NAME = "epoch_"
+#: The last is enough, unless the disk has damaged it.
+KEPT = 2
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Folders of the checkpoints in ``folder``, the earliest first; none if there is no such folder."""
+    found = folder.glob(f"{_NAME}*") if folder.is_dir() else ()
+    return sorted(path for path in found if path.is_dir() and path.name[len(_NAME) :].isdecimal())
+
+
+def write_checkpoint(folder: Path, epoch: int, saved: Saved) -> None:
+    """Write a checkpoint beside earlier ones, of which the last is kept.
+
+    Parameters
+    ----------
+    folder
+        Where to; made if it is not there.
+    epoch
+        Epochs that are done.
+    saved
+        The model and its training.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; earlier ones are as they were.
+    """
+    with whole_folder(folder / f"{_NAME}{epoch:06d}", set(NAMES)) as new:
+        write_files(new, saved)
+    for old in list_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_checkpoint(folder: Path) -> Saved:
+    """Read the last checkpoint that is whole.
+
+    Parameters
+    ----------
+    folder
+        Folder of checkpoints.
+
+    Returns
+    -------
+    Saved
+
+    Raises
+    ------
+    ModelFileError
+        If there is none.
+
+    Warns
+    -----
+    UserWarning
+        If a later one is damaged.
+    """
+    paths = list_checkpoints(folder)
+    if not paths:
+        raise ModelFileError(f"{str(folder)!r} has no checkpoint; check the path, or train from the start.")
+    errors: list[ModelFileError] = []
+    for path in reversed(paths):
+        try:
+            saved = read_files(path)
+        except ModelFileError as error:
+            errors.append(error)
+            continue
+        if errors:
+            warnings.warn(f"{errors[0]} The training goes on from {path.name}.", UserWarning, stacklevel=2)
+        return saved
+    raise errors[0]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in ``folder``, and what a killed process left of one; the folder too if that was all."""
+    for path in (*list_checkpoints(folder), *folder.glob(f".{_NAME}*.tmp")):
+        shutil.rmtree(path, ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,50 @@
+"""Batches and other covariates of new cells: those that the model knows, or none at all."""
+
+from __future__ import annotations
+
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+
+#: Values that are named in a message, at most.
+_NAMED = 5
+
+
+def check_known(adata: AnnData, registry: dict) -> None:
+    """Refuse cells of a batch, or another categorical covariate, that the model has not seen.
+
+    Parameters
+    ----------
+    adata
+        New cells.
+    registry
+        Of the model.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, a cell has no value in one, or there is one that the model was not trained on.
+    """
+    fields = registry["field_registries"]
+    arguments = registry["setup_args"]
+    known: dict[str, list] = {}
+    if arguments.get("batch_key") is not None:
+        known[arguments["batch_key"]] = list(fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"])
+    for key in arguments.get("categorical_covariate_keys") or ():
+        known[key] = list(fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"][key])
+    for key, values in known.items():
+        if key not in adata.obs:
+            raise ValueError(f"The new cells have no column obs[{key!r}], which the model was set up with: add it.")
+        column = pd.Series(adata.obs[key])
+        if column.isna().any():
+            raise ValueError(f"obs[{key!r}] of the new cells has missing values: fill them in, or drop those cells.")
+        new = [value for value in column.unique() if value not in values]
+        if new:
+            raise ValueError(
+                f"obs[{key!r}] of the new cells has {_named(new)}, and the model knows {_named(values)}: call them by "
+                "the one that is most like them, or train on cells of all."
+            )
+
+
+def _named(values: list) -> str:
+    return ", ".join(map(repr, map(str, values[:_NAMED]))) + (", ..." if len(values) > _NAMED else "")

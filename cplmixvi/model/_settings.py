@@ -1,0 +1,49 @@
+"""Arguments of a training, with all that was left open decided."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cplmixvi.train import default_batch_size, default_max_epochs
+
+
+def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
+    """Decide what was left open.
+
+    Parameters
+    ----------
+    given
+        Arguments of :meth:`cplmixvi.CplMixVI.train`, with ``plan_kwargs``; those that are `None` were not given.
+    n_obs
+        Number of cells.
+    is_trained
+        Whether the model was trained before.
+
+    Returns
+    -------
+    dict
+        Arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`.
+    """
+    settings = {**given, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
+    if given.get("datamodule") is not None:
+        return settings
+    external = (given.get("datasplitter_kwargs") or {}).get("external_indexing")
+    if given["train_size"] is None and external is None:
+        settings["train_size"] = 0.9 if _needs_validation({**given, **given["plan_kwargs"]}) else 1.0
+    if given["batch_size"] is None:
+        settings["batch_size"] = default_batch_size(n_obs)
+    if given["max_epochs"] is None:
+        n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * settings["train_size"]))
+        settings["max_epochs"] = default_max_epochs(n_train, settings["batch_size"])
+    return settings
+
+
+def _needs_validation(settings: dict) -> bool:
+    return bool(
+        settings.get("early_stopping")
+        or settings.get("check_val_every_n_epoch")
+        or settings.get("enable_checkpointing")
+        or settings.get("learning_rate_monitor")
+        or settings.get("reduce_lr_on_plateau")
+        or settings.get("validation_size")
+    )
