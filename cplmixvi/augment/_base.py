@@ -33,6 +33,8 @@ class Augmenter(nn.Module):
     needs_cells: bool = False
     #: Whether a copy has nothing of the values it is given, so that no augmenter before it would have an effect.
     replaces: bool = False
+    #: Whether cells are images, whose values are pixels.
+    on_images: bool = False
     #: Columns of ``obs`` that copies change and types must not follow.
     nuisance_keys: tuple[str, ...] = ()
 
@@ -121,6 +123,7 @@ class Compose(Augmenter):
         self.needs_counts = any(augmenter.needs_counts for augmenter in augmenters)
         self.needs_cells = any(augmenter.needs_cells for augmenter in augmenters)
         self.replaces = any(augmenter.replaces for augmenter in augmenters)
+        self.on_images = any(augmenter.on_images for augmenter in augmenters)
         self.nuisance_keys = tuple(key for augmenter in augmenters for key in augmenter.nuisance_keys)
 
     def check(self, adata: AnnData) -> None:
@@ -144,8 +147,9 @@ class Compose(Augmenter):
             augmenter.release()
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the first augmenter makes of the cells, the only one that may change what types must not follow."""
-        return self.augmenters[0].neutral(x, tensors)
+        """What the augmenter of images makes of the cells, or else the first, the only other that may change them."""
+        chosen = next((augmenter for augmenter in self.augmenters if augmenter.on_images), self.augmenters[0])
+        return chosen.neutral(x, tensors)
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw from each augmenter in turn."""

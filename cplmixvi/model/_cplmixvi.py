@@ -67,8 +67,8 @@ class CplMixVI(
     augment
         How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
         ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
-        ``"learned"`` (:meth:`train_augmenter`), ``"none"``; several of these joined by ``"+"``; an
-        :class:`~cplmixvi.augment.Augmenter`; or a list of those.
+        ``"learned"`` (:meth:`train_augmenter`), ``"affine"`` (images), ``"none"``; several of these joined by ``"+"``;
+        an :class:`~cplmixvi.augment.Augmenter`; or a list of those.
     allow_empty_cells
         Whether a cell may be zero in every gene; by default only under ``"bernoulli"``.
     registry
