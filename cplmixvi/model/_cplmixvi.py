@@ -156,7 +156,7 @@ class CplMixVI(
         self.n_categories = n_categories
         self.module = self._module_cls(self.summary_stats.n_vars, n_categories=n_categories, **self._module_options)
         self._model_summary_string = (
-            f"CplMixVI with n_categories: {n_categories}, n_state: {self.n_state}, n_arms: {self.n_arms}, "
+            f"{type(self).__name__} with n_categories: {n_categories}, n_state: {self.n_state}, n_arms: {self.n_arms}, "
             f"likelihood: {self.likelihood}, augment: {type(self.module.augmenter).__name__}"
         )
 

@@ -69,6 +69,8 @@ class CplMixVAE(BaseModuleClass):
     which do share their coordinates (genes).
     """
 
+    _arm_cls: type[Arm] = Arm
+
     def __init__(
         self,
         n_input: int,
@@ -120,7 +122,7 @@ class CplMixVAE(BaseModuleClass):
         )
         self.register_buffer("target_library", torch.tensor(float(target_library)))
         self.arms = nn.ModuleList(
-            Arm(
+            self._arm_cls(
                 n_input,
                 n_categories,
                 n_state,
