@@ -12,6 +12,7 @@ import safetensors.numpy
 import torch
 
 from cplmixvi import augment, io
+from cplmixvi.io import _store
 
 
 def round_trip(value, tmp_path):
@@ -239,3 +240,19 @@ def test_older_versions_are_migrated_step_by_step(tmp_path, monkeypatch):
     monkeypatch.setitem(io.MIGRATIONS, 2, count)
     saved = io.read_files(tmp_path)
     assert (saved.meta["format_version"], saved.meta["a"], list(saved.weights)) == (3, 2, ["new"])
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path):
+    saved = next(
+        path
+        for length in range(1, 200)
+        if (path := _with_name_of_length(tmp_path, length)).read_bytes().startswith(b"\x80")
+    )
+    tensors = _store._read_tensors(saved, {"sha256": {"a": _store._digest(saved)}}, "a", safetensors.numpy.load_file)
+    assert [values.tolist() for values in tensors.values()] == [[1.0]]
+
+
+def _with_name_of_length(folder, length):
+    path = folder / f"{length}"
+    safetensors.numpy.save_file({"n" * length: np.ones(1)}, path)
+    return path
