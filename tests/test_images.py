@@ -10,6 +10,7 @@ from scipy import sparse
 import cplmixvi as cpl
 from cplmixvi import augment, datasets
 from cplmixvi.datasets import _images, _sprites
+from cplmixvi.module import CplMixVAE
 from cplmixvi.train._views import Projection, fit_views, no_batch
 
 
@@ -213,8 +214,15 @@ class TestAffine:
         centred = augment.Affine(0, 0, 0, 0.1).normal_form(images).view(-1, 16, 16)
         torch.testing.assert_close(centred.sum((1, 2)), images.sum(1))
         assert not torch.allclose(centred.view(20, -1), images)
-        upright = augment.Affine(180, 0, 0, 0.1).normal_form(images)
-        torch.testing.assert_close(upright, centred.view(20, -1))
+
+    def test_images_that_may_stand_in_any_way_have_one_normal_form(self):
+        images, lies = bars(20)
+        affine = augment.Affine(180, 0, 0, 0)
+        normal = affine.normal_form(images)
+        turned = images.view(20, 16, 16).rot90(1, (1, 2)).reshape(20, -1)
+        torch.testing.assert_close(affine.normal_form(turned), normal)
+        torch.testing.assert_close(normal.sum(1), images.sum(1))
+        assert not torch.allclose(augment.Affine(90, 0, 0, 0).normal_form(turned), normal)
 
     def test_an_empty_image_stays_empty(self):
         nothing = torch.zeros(2, 49)
@@ -273,6 +281,20 @@ def fitted_bars():
     )
     model.train(max_epochs=100, enable_progress_bar=False)
     return adata, model
+
+
+def test_arms_see_the_normal_form_where_copies_move_far():
+    def arm_of(augmenter):
+        return CplMixVAE(256, n_categories=2, likelihood="bernoulli", augmenter=augmenter).eval().arms[0]
+
+    images, _ = bars(10)
+    turned = images.view(10, 16, 16).rot90(1, (1, 2)).reshape(10, -1)
+    far, near = (arm_of(augment.Affine(rotation, 0, 0, 0)).path for rotation in (180, 20))
+    for path in (far, near):
+        path.axes.normal_()
+    torch.testing.assert_close(far.coordinates(images), far.coordinates(turned))
+    assert not torch.allclose(near.coordinates(images), near.coordinates(turned))
+    assert augment.resolve([augment.Affine(0, 0, 0, 0.3), "mask"], "bernoulli").moves_far
 
 
 def test_types_of_images_are_found_wherever_they_are(fitted_bars):

@@ -14,10 +14,14 @@ from ._base import Augmenter
 
 #: Rotations beyond this have no slant to take out: an image may lie on its side.
 _LARGEST_SLANT = 45.0
+#: Rotations by which an image may stand in any way.
+_ANY_ROTATION = 180.0
+#: Largest translation, as a share of the image's side, that encoders learn to see through.
+_FAR = 0.15
 #: Root mean square distance of a normal image's mass from its centre, per axis, as a share of the image's side.
 _NORMAL_RADIUS = 0.15
 #: How much an image is shrunk or enlarged at most to be of normal size.
-_SCALE_RANGE = (0.4, 2.5)
+_SCALE_RANGE = (0.2, 5.0)
 
 
 class Affine(Augmenter):
@@ -28,7 +32,8 @@ class Affine(Augmenter):
     outside; all four are uniform within the given bounds and independent (the paper's Table S1 has rotations alone).
     Values are grey levels over a dark background, pixels in row-major order.
 
-    The start of the training sees :meth:`normal_form`, which takes the same four out by the image's moments.
+    The start of the training sees :meth:`normal_form`, which takes the same four out by the image's moments. So do the
+    arms, beside the image itself, where images are turned by up to 180 degrees or moved by more than 15 % of their side.
 
     Parameters
     ----------
@@ -75,6 +80,7 @@ class Affine(Augmenter):
                 )
         self.rotation, self.shear = float(rotation), float(shear)
         self.scale, self.translation = float(scale), float(translation)
+        self.moves_far = rotation >= _ANY_ROTATION or translation > _FAR
         self.shape = None if shape is None else [int(side) for side in shape]
 
     def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
@@ -135,7 +141,8 @@ class Affine(Augmenter):
         The centre of mass is moved to the middle, the slant :math:`\mu_{11}/\mu_{02}` taken out (as the usual deskewing
         of digits does) and the root mean square distance from the centre set to 15 % of the side. What copies do not
         change is left as it is: without translation images are not moved, without scale not scaled, and without shear
-        and rotation, or with rotations beyond 45 degrees, not slanted.
+        and rotation, or with rotations beyond 45 degrees, not slanted. With rotations of up to 180 degrees an image is
+        replaced by its mean over all of them: every pixel has the mean of those as far from the middle.
 
         Parameters
         ----------
@@ -167,8 +174,17 @@ class Affine(Augmenter):
         matrix[:, 0, 0] = matrix[:, 1, 1] = zoom
         matrix[:, 0, 1] = slant * zoom * (rows / columns)
         shift = centre / x.new_tensor([columns / 2, rows / 2]) if self.translation > 0 else torch.zeros_like(centre)
-        return torch.where((images.sum((1, 2)) > 0)[:, None], self._sampled(x, matrix, shift), x)
+        normal = torch.where((images.sum((1, 2)) > 0)[:, None], self._sampled(x, matrix, shift), x)
+        return normal if self.rotation < _ANY_ROTATION else _turned_about(normal, across, down)
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The normal form of every image; see :meth:`Augmenter.neutral`."""
         return self.normal_form(x)[None]
+
+
+def _turned_about(x: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Mean over all rotations of images ``(n_images, n_pixels)``, with the pixels' distances from the middle."""
+    ring = (across.square() + down[:, None].square()).sqrt().round().long().view(-1)
+    size = torch.bincount(ring).to(x.dtype)
+    total = x.new_zeros(len(x), len(size)).index_add_(1, ring, x)
+    return (total / size.clamp_min(1))[:, ring]

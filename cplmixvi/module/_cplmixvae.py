@@ -133,6 +133,7 @@ class CplMixVAE(BaseModuleClass):
                 n_layers=n_layers,
                 dropout_rate=dropout_rate,
                 state_given_category=state_given_category,
+                normal_form=self.augmenter.normal_form if self.augmenter.moves_far else None,
             )
             for _ in range(n_arms)
         )
