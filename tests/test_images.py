@@ -306,8 +306,18 @@ def test_types_of_images_are_found_wherever_they_are(fitted_bars):
 
     new = AnnData(fresh.numpy())
     assert cpl.metrics.accuracy(lies.astype(str), model.predict(new)) > 0.9
-    result = cpl.tl.traverse(adata, model)
+    result = cpl.tl.traverse(adata, model, n_steps=5)
     assert result.by_gene()["effect"].max() > 0
+    ax = cpl.pl.image_traversal(adata, path="2")
+    picture = np.asarray(ax.images[0].get_array())
+    assert picture.shape == (2 * 16, 5 * 16)
+    # The second type at the fourth step of the second dimension.
+    np.testing.assert_array_equal(picture[16:, 48:64].ravel(), result.expression[1, 1, 3])
+    assert [text.get_text() for text in ax.get_yticklabels()] == list(result.categories)
+    with pytest.raises(ValueError, match="has 255 pixels and the images 256"):
+        cpl.pl.image_traversal(adata, shape=(15, 17))
+    with pytest.raises(ValueError, match="path='7'"):
+        cpl.pl.image_traversal(adata, path="7")
 
 
 def test_a_model_of_images_comes_back_with_its_augmenter(fitted_bars, tmp_path):

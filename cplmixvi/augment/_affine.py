@@ -33,7 +33,8 @@ class Affine(Augmenter):
     Values are grey levels over a dark background, pixels in row-major order.
 
     The start of the training sees :meth:`normal_form`, which takes the same four out by the image's moments. So do the
-    arms, beside the image itself, where images are turned by up to 180 degrees or moved by more than 15 % of their side.
+    arms, beside the image itself, where images are turned by up to 180 degrees or moved by more than 15 %
+    of their side.
 
     Parameters
     ----------
