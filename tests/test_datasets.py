@@ -52,8 +52,8 @@ class TestPackaged:
 
 class TestFetching:
     def test_names(self):
-        assert {*datasets.REGISTRY, "pbmc68k"} == set(datasets.available())
-        with pytest.raises(ValueError, match="'pbmc' given, known are kang2018, "):
+        assert {*datasets.REGISTRY, "pbmc68k", "mnist", "dsprites"} == set(datasets.available())
+        with pytest.raises(ValueError, match="'pbmc' given, known are dsprites, kang2018, "):
             datasets.load("pbmc")
 
     @pytest.mark.parametrize("error", [OSError("no route"), ValueError("no such scheme")])

@@ -1,6 +1,7 @@
 """Type-preserving copies of cells: what makes the arms see non-identical views of one cell."""
 
 from ._across import AcrossCondition, AcrossLevels
+from ._affine import Affine
 from ._base import Augmenter, Compose, Identity
 from ._cells import Cells, codes_of, combined
 from ._generator import Discriminator
@@ -14,6 +15,7 @@ from ._thinning import CountThinning
 __all__ = [
     "AcrossCondition",
     "AcrossLevels",
+    "Affine",
     "Augment",
     "Augmenter",
     "Cells",

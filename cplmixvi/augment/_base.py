@@ -33,6 +33,11 @@ class Augmenter(nn.Module):
     needs_cells: bool = False
     #: Whether a copy has nothing of the values it is given, so that no augmenter before it would have an effect.
     replaces: bool = False
+    #: Whether cells are images, whose values are pixels.
+    on_images: bool = False
+    #: Whether copies differ by more than an encoder learns to see through in a usual training, so that arms need
+    #: :meth:`normal_form`. Where they do not, arms learn more without it.
+    moves_far: bool = False
     #: Columns of ``obs`` that copies change and types must not follow.
     nuisance_keys: tuple[str, ...] = ()
 
@@ -53,6 +58,21 @@ class Augmenter(nn.Module):
 
     def release(self) -> None:
         """Let go of the training cells."""
+
+    def normal_form(self, x: torch.Tensor) -> torch.Tensor:
+        """Values without what copies change, where that can be told from the values alone; else the values.
+
+        Parameters
+        ----------
+        x
+            ``(n_cells, n_genes)``, what encoders read.
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape.
+        """
+        return x
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Values whose mean says nothing of what copies change and types must not follow.
@@ -121,6 +141,8 @@ class Compose(Augmenter):
         self.needs_counts = any(augmenter.needs_counts for augmenter in augmenters)
         self.needs_cells = any(augmenter.needs_cells for augmenter in augmenters)
         self.replaces = any(augmenter.replaces for augmenter in augmenters)
+        self.on_images = any(augmenter.on_images for augmenter in augmenters)
+        self.moves_far = any(augmenter.moves_far for augmenter in augmenters)
         self.nuisance_keys = tuple(key for augmenter in augmenters for key in augmenter.nuisance_keys)
 
     def check(self, adata: AnnData) -> None:
@@ -143,9 +165,16 @@ class Compose(Augmenter):
         for augmenter in self.augmenters:
             augmenter.release()
 
+    def normal_form(self, x: torch.Tensor) -> torch.Tensor:
+        """That of each augmenter in turn."""
+        for augmenter in self.augmenters:
+            x = augmenter.normal_form(x)
+        return x
+
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the first augmenter makes of the cells, the only one that may change what types must not follow."""
-        return self.augmenters[0].neutral(x, tensors)
+        """What the augmenter of images makes of the cells, or else the first, the only other that may change them."""
+        chosen = next((augmenter for augmenter in self.augmenters if augmenter.on_images), self.augmenters[0])
+        return chosen.neutral(x, tensors)
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw from each augmenter in turn."""

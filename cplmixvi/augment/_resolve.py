@@ -8,6 +8,7 @@ from copy import deepcopy
 from cplmixvi._constants import COUNT_LIKELIHOODS
 
 from ._across import AcrossCondition
+from ._affine import Affine
 from ._base import Augmenter, Compose, Identity
 from ._learned import LearnedAugmenter
 from ._masking import GeneMasking
@@ -21,6 +22,7 @@ NAMED: dict[str, Callable[[], Augmenter]] = {
     "noise": GaussianNoise,
     "neighbours": Neighbours,
     "learned": LearnedAugmenter,
+    "affine": Affine,
     "none": Identity,
 }
 #: Names that are followed by "=" and a key of the AnnData.
@@ -40,8 +42,8 @@ def resolve(augment: Augment, likelihood: str) -> Augmenter:
     augment
         ``"auto"`` (thinning on counts, masking otherwise), ``"thin"``, ``"mask"``, ``"noise"``, ``"neighbours"``,
         ``"neighbours=KEY"`` with coordinates in ``obsm``, ``"across=KEY"`` with a condition in ``obs``,
-        ``"learned"``, ``"none"`` or `None`; several of these names joined by ``"+"``; an :class:`Augmenter`; or a
-        sequence of those. Several are applied in order.
+        ``"learned"``, ``"affine"`` (images), ``"none"`` or `None`; several of these names joined by ``"+"``; an
+        :class:`Augmenter`; or a sequence of those. Several are applied in order.
     likelihood
         The model's likelihood: augmenters that need counts are refused on other values.
 

@@ -1,5 +1,18 @@
 """Methods that cplmixvi is compared with."""
 
+from ._assignment import assign_categories
+from ._cascade import CascadeModule, CascadeVAE
 from ._clustering import kmeans, leiden, neighbour_graph, principal_components
+from ._joint import JointModule, JointVAE
 
-__all__ = ["kmeans", "leiden", "neighbour_graph", "principal_components"]
+__all__ = [
+    "CascadeModule",
+    "CascadeVAE",
+    "JointModule",
+    "JointVAE",
+    "assign_categories",
+    "kmeans",
+    "leiden",
+    "neighbour_graph",
+    "principal_components",
+]

@@ -124,7 +124,7 @@ def annotate(
         str,
         typer.Option(
             help="How the arms' copies of a cell differ: auto, thin, mask, noise, neighbours, across=COLUMN (a "
-            "condition that types must not follow), learned, none, or several of these joined by +."
+            "condition that types must not follow), learned, affine (images), none, or several of these joined by +."
         ),
     ] = "auto",
     hvg: Annotated[int, typer.Option(min=0, help="Fit this many highly variable genes; 0 for all genes.")] = 2000,

@@ -4,6 +4,7 @@ Files are taken from the folder that the environment variable ``CPLMIXVI_DATA_DI
 their public source into the user's cache.
 """
 
+from cplmixvi.datasets._images import dsprites, mnist
 from cplmixvi.datasets._loaders import (
     available,
     kang2018,
@@ -24,9 +25,11 @@ __all__ = [
     "REGISTRY",
     "DatasetInfo",
     "available",
+    "dsprites",
     "imbalanced_sizes",
     "kang2018",
     "load",
+    "mnist",
     "paul2015",
     "pbmc4k",
     "pbmc68k",

@@ -33,22 +33,41 @@ def download(info: DatasetInfo) -> list[Path]:
     FileNotFoundError
         When a file cannot be had; the message says which file to put where instead.
     """
+    return [retrieve(url, dataset=info.name, file=info.file) for url in info.urls]
+
+
+def retrieve(url: str, *, dataset: str, file: str, known_hash: str | None = None) -> Path:
+    """Public file of a data set, from the cache or the network.
+
+    Parameters
+    ----------
+    url
+        Its address.
+    dataset
+        Name of the data set and of its folder in the cache.
+    file
+        What may lie in the folder of prepared files instead.
+    known_hash
+        Of the file's content, as ``"md5:..."``; anything is taken if `None`.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the file cannot be had; the message says which file to put where instead.
+    """
     import pooch
 
-    folder = Path(pooch.os_cache("cplmixvi")) / info.name
-    paths = []
-    for url in info.urls:
-        name = url.rsplit("/", 1)[-1]
-        try:
-            paths.append(Path(pooch.retrieve(url, known_hash=None, fname=name, path=folder)))
-        # requests' errors are OSErrors; pooch raises ValueError for an address that it cannot use.
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"{info.name}: no {info.file} in {DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')!r} and "
-                f"{url} could not be downloaded ({type(error).__name__}); put {info.file} into a folder and point "
-                f"{DATA_DIR_VARIABLE} at it, or put {name} into {folder}"
-            ) from error
-    return paths
+    folder = Path(pooch.os_cache("cplmixvi")) / dataset
+    name = url.rsplit("/", 1)[-1]
+    try:
+        return Path(pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder))
+    # requests' errors are OSErrors; pooch raises ValueError for an address that it cannot use, or another hash.
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{dataset}: no {file} in {DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')!r} and "
+            f"{url} could not be downloaded ({type(error).__name__}); put {file} into a folder and point "
+            f"{DATA_DIR_VARIABLE} at it, or put {name} into {folder}"
+        ) from error
 
 
 def read(info: DatasetInfo) -> AnnData:

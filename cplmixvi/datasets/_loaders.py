@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cplmixvi.datasets._fetch import read
+from cplmixvi.datasets._images import dsprites, mnist
 from cplmixvi.datasets._registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -140,7 +141,19 @@ def pbmc68k() -> AnnData:
 
 _LOADERS = {
     loader.__name__: loader
-    for loader in (kang2018, zeisel2015, pbmc4k, worm_neurons, paul2015, tasic2016, scmix, scmix_rna, pbmc68k)
+    for loader in (
+        kang2018,
+        zeisel2015,
+        pbmc4k,
+        worm_neurons,
+        paul2015,
+        tasic2016,
+        scmix,
+        scmix_rna,
+        pbmc68k,
+        mnist,
+        dsprites,
+    )
 }
 
 

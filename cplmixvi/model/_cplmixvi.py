@@ -74,8 +74,8 @@ class CplMixVI(
     augment
         How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
         ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
-        ``"learned"`` (:meth:`train_augmenter`), ``"none"``; several of these joined by ``"+"``; an
-        :class:`~cplmixvi.augment.Augmenter`; or a list of those.
+        ``"learned"`` (:meth:`train_augmenter`), ``"affine"`` (images), ``"none"``; several of these joined by ``"+"``;
+        an :class:`~cplmixvi.augment.Augmenter`; or a list of those.
     allow_empty_cells
         Whether a cell may be zero in every gene; by default only under ``"bernoulli"``.
     registry
@@ -167,7 +167,7 @@ class CplMixVI(
         self.n_categories = n_categories
         self.module = self._module_cls(self.summary_stats.n_vars, n_categories=n_categories, **self._module_options)
         self._model_summary_string = (
-            f"CplMixVI with n_categories: {n_categories}, n_state: {self.n_state}, n_arms: {self.n_arms}, "
+            f"{type(self).__name__} with n_categories: {n_categories}, n_state: {self.n_state}, n_arms: {self.n_arms}, "
             f"likelihood: {self.likelihood}, augment: {type(self.module.augmenter).__name__}"
         )
 

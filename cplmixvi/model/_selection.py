@@ -83,8 +83,9 @@ class SelectionMixin:
                     f"{n_obs} cells."
                 )
         seed = int(torch.randint(2**31 - 1, (1,))) if seed is None else seed
-        logger.info("Finding the number of categories of %d cells.", min(n_obs, MAX_SELECTION_CELLS))
-        some = np.random.default_rng(seed).permutation(n_obs)[:MAX_SELECTION_CELLS]
+        start = "images" if self.module.augmenter.on_images else "mixture"
+        some = np.random.default_rng(seed).permutation(n_obs)[: MAX_SELECTION_CELLS[start]]
+        logger.info("Finding the number of categories of %d cells.", len(some))
         values, batch = [], []
         for tensors in self._make_data_loader(adata=self.adata, indices=some):
             values.append(tensors[REGISTRY_KEYS.X_KEY].float())
@@ -92,12 +93,13 @@ class SelectionMixin:
         # What types must not follow is a batch here: its mean is taken out.
         nuisance = codes_of(self.adata, self.module.augmenter.nuisance_keys)[some]
         selection = select_n_categories(
-            torch.cat(values),
+            self.module.augmenter.normal_form(torch.cat(values)),
             on_counts=self.module.on_counts,
             encode=half_encoder(self.module),
             batch=torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance)),
             candidates=candidates,
             smallest=smallest,
+            start=start,
             seed=seed,
         )
         self.selection_ = selection.table.reset_index().to_dict(orient="list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,8 @@ class Arm(nn.Module):
         Of encoder and decoder.
     state_given_category
         Whether the state head sees ``c`` (the paper's s not given c ablation sets it to False).
+    normal_form
+        Of :class:`~cplmixvi.module.LinearPath`.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Arm(nn.Module):
         n_layers: int = 2,
         dropout_rate: float = 0.0,
         state_given_category: bool = True,
+        normal_form: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         super().__init__()
         self.n_categories = n_categories
@@ -104,7 +108,7 @@ class Arm(nn.Module):
         # Covariates enter the first layer only: the later ones would let the network undo the correction.
         self.encoder = FCLayers(n_input, n_hidden, dropout_rate=dropout_rate, inject_covariates=False, **shared)
         self.category_head = nn.Linear(n_hidden, n_categories)
-        self.path = LinearPath(n_input, n_categories, n_cats_per_cov[0] if n_cats_per_cov else 1)
+        self.path = LinearPath(n_input, n_categories, n_cats_per_cov[0] if n_cats_per_cov else 1, normal_form)
         n_head = n_hidden + (n_categories if state_given_category else 0)
         self.state_mean = nn.Linear(n_head, n_state)
         self.state_log_variance = nn.Linear(n_head, n_state)

@@ -69,6 +69,8 @@ class CplMixVAE(BaseModuleClass):
     which do share their coordinates (genes).
     """
 
+    _arm_cls: type[Arm] = Arm
+
     def __init__(
         self,
         n_input: int,
@@ -120,7 +122,7 @@ class CplMixVAE(BaseModuleClass):
         )
         self.register_buffer("target_library", torch.tensor(float(target_library)))
         self.arms = nn.ModuleList(
-            Arm(
+            self._arm_cls(
                 n_input,
                 n_categories,
                 n_state,
@@ -131,6 +133,7 @@ class CplMixVAE(BaseModuleClass):
                 n_layers=n_layers,
                 dropout_rate=dropout_rate,
                 state_given_category=state_given_category,
+                normal_form=self.augmenter.normal_form if self.augmenter.moves_far else None,
             )
             for _ in range(n_arms)
         )

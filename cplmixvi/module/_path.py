@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -25,10 +27,19 @@ class LinearPath(nn.Module):
         ``K``.
     n_batch
         Number of batches, whose means :math:`m_b` are taken out.
+    normal_form
+        What cells are replaced by, so that the path sees them as the guide does; nothing if `None`.
     """
 
-    def __init__(self, n_input: int, n_categories: int, n_batch: int = 1):
+    def __init__(
+        self,
+        n_input: int,
+        n_categories: int,
+        n_batch: int = 1,
+        normal_form: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
         super().__init__()
+        self.normal_form = normal_form
         self.n_coordinates = min(n_input, max(MIN_COORDINATES, min(n_categories, MAX_COORDINATES)))
         # The last row is for cells of no known batch.
         self.register_buffer("mean", torch.zeros(n_batch + 1, n_input))
@@ -62,6 +73,7 @@ class LinearPath(nn.Module):
 
     def coordinates(self, x: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
         """``(n_cells, n_coordinates)`` for encoder inputs ``(n_cells, n_genes)`` of batches ``(n_cells,)``."""
+        x = x if self.normal_form is None else self.normal_form(x)
         mean = self.mean[-1] if batch is None else self.mean[batch]
         return torch.clamp((x - mean) * self.inverse_scale, -self.clip, self.clip) @ self.axes
 

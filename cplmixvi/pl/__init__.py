@@ -2,6 +2,7 @@
 
 from cplmixvi.pl._confusion import confusion as confusion
 from cplmixvi.pl._consensus import consensus as consensus
+from cplmixvi.pl._images import image_traversal as image_traversal
 from cplmixvi.pl._selection import select_categories as select_categories
 from cplmixvi.pl._stability import stability as stability
 from cplmixvi.pl._state_panels import state as state
@@ -14,6 +15,7 @@ from cplmixvi.pl._traversal import traversal as traversal
 __all__ = [
     "confusion",
     "consensus",
+    "image_traversal",
     "select_categories",
     "stability",
     "state",

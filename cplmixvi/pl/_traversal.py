@@ -65,7 +65,7 @@ def traversal(
     """
     import matplotlib.pyplot as plt
 
-    result = _read(adata, key)
+    result = read_traversal(adata, key)
     there = [str(name) for name in result.categories]
     chosen = there[:3] if categories is None else choose(adata, key, categories)
     for name in chosen:
@@ -185,7 +185,7 @@ def _correlation_map(wide: pd.DataFrame, sure: np.ndarray, dim: int, ax: Axes | 
     return ax
 
 
-def _read(adata: AnnData, key: str) -> Traversal:
+def read_traversal(adata: AnnData, key: str) -> Traversal:
     from cplmixvi.tl import Traversal
 
     result = read_result(adata, key)

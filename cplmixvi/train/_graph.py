@@ -34,10 +34,13 @@ class GraphMixture(MixtureEM):
     ----------
     n_components, shrinkage, dof, generator
         Of :class:`~cplmixvi.train._em.MixtureEM`; one covariance for all types by default.
+    n_iterations
+        Steps of expectation maximisation from the communities; a single one gives each its mean and covariance.
     """
 
-    def __init__(self, n_components: int, *, shrinkage: float = float("inf"), **em_options):
+    def __init__(self, n_components: int, *, shrinkage: float = float("inf"), n_iterations: int = 30, **em_options):
         super().__init__(n_components, shrinkage=shrinkage, **em_options)
+        self.n_iterations = n_iterations
 
     def fit(
         self,
@@ -71,12 +74,10 @@ class GraphMixture(MixtureEM):
         )
         own = torch.nn.functional.one_hot(torch.from_numpy(labels), self.n_components).float()
         begun = own if starts is None else _most_typical([own, *(start[rows] for start in starts)])
-        fit = self.maximise(some, begun, n_iterations=30, known=of_some)
-        return (
-            fit
-            if rows == slice(None)
-            else self.maximise(views, self.posterior(views, fit), n_iterations=10, known=known)
-        )
+        fit = self.maximise(some, begun, n_iterations=self.n_iterations, known=of_some)
+        if rows == slice(None):
+            return fit
+        return self.maximise(views, self.posterior(views, fit), n_iterations=min(10, self.n_iterations), known=known)
 
 
 def communities(points: np.ndarray, n_communities: int, *, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from ._choice import choose_start, n_cells_to_choose
 from ._condition import Condition, find_condition
 from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
-from ._views import FEW_CATEGORIES, SCALINGS, ViewConsensus, fit_committee, fit_views
+from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views, usual_scalings
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
 MAX_CELLS = 20_000
@@ -23,8 +23,8 @@ MAX_CELLS = 20_000
 def guide_input(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What a guide sees of a minibatch.
 
-    Log values of the cells, or their mean with those of the cells' counterparts where the augmenter changes what types
-    must not follow.
+    Log values of the cells; or their mean with those of the cells' counterparts, or the normal form of images, where
+    the augmenter changes what types must not follow.
 
     Returns
     -------
@@ -80,18 +80,19 @@ def fit_guide(
         If no training cell has one of the labels.
     """
     # Many categories: where the views start is chosen first, from values as they are.
-    n_raw = n_cells_to_choose(module.n_categories) if module.n_categories > FEW_CATEGORIES else 0
+    on_images = module.augmenter.on_images
+    n_raw = n_cells_to_choose(module.n_categories) if module.n_categories > FEW_CATEGORIES and not on_images else 0
     values, raw, codes, known = _read(module, batches, max_cells, n_raw)
-    scalings = [SCALINGS[arm % len(SCALINGS)] for arm in range(module.n_arms)]
     # Drawn from the global generator, so that scvi-tools' seed decides here too.
     seed = int(torch.randint(2**31 - 1, (1,)))
-    start = "mixture"
+    start = "images" if on_images else "mixture"
     # Communities do not know of labels.
     if n_raw and known is None:
         start = choose_start(
             raw, module.n_categories, on_counts=module.on_counts, encode=half_encoder(module), batch=codes, seed=seed
         )
     del raw
+    scalings = usual_scalings(start, module.n_arms)
     options = {"known": known, "start": start, "scalings": scalings, "seed": seed}
     committee = fit_committee(values, module.n_categories, codes, **options)
     condition = None if adopt is None else find_condition(values, codes, committee)

@@ -50,6 +50,7 @@ def views_of_halves(
     index: int,
     seed: int,
     dimensions: Sequence[int] = DIMENSIONS,
+    scalings: Sequence[float | None] = SCALINGS,
 ) -> list[HalfView]:
     """Halve cells and their measurements at random: what each of two fits will see."""
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
@@ -61,7 +62,7 @@ def views_of_halves(
         seen = seen if len(seen) >= 20 else torch.arange(len(x))
         some = possible(dimensions, len(seen), log_values.shape[1])
         some = some[index % 2 :: 2] or some
-        scaling = SCALINGS[index % len(SCALINGS)]
+        scaling = scalings[index % len(scalings)]
         projection = Projection(log_values[seen], batch[seen], max(some), scaling)
         z = projection(log_values, batch)
         views.append(HalfView([z[:, :d] for d in some], seen, 2 * index + side))

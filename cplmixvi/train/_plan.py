@@ -134,7 +134,8 @@ class CplMixPlan(TrainingPlan):
         """Whether copies could be of both levels of a condition, and the user has not named one."""
         augmenter = self.module.augmenter
         has_cells = hasattr(self.trainer.datamodule, "adata_manager")
-        return self.find_condition and has_cells and not augmenter.replaces and not augmenter.nuisance_keys
+        may_cross = not (augmenter.replaces or augmenter.nuisance_keys or augmenter.on_images)
+        return self.find_condition and has_cells and may_cross
 
     def _adopt(self, condition: Condition) -> None:
         """Find the level of every training cell in a condition, which copies are of both levels of from now on."""

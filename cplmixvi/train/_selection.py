@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from ._em import MixtureEM
 from ._halves import COLUMNS, Encode, HalfView, agreement, views_of_halves
-from ._mixture import SharedCovarianceMixture
-from ._views import no_batch
+from ._views import SCALINGS, fitter_for, no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
 N_SPLITS = 4
-#: Cells that are looked at, at most.
-MAX_CELLS = 5_000
+#: Cells that are looked at, at most, by what is fitted to halves. Communities merge types that are close to each other
+#: where they have few images.
+MAX_CELLS = {"mixture": 5_000, "images": 12_000}
 #: Cells per category without which a type cannot be told from a chance group of outlying cells.
 _CELLS_PER_CATEGORY = 20
 _LARGEST = 150
@@ -61,6 +62,7 @@ def select_n_categories(
     candidates: Sequence[int] | None = None,
     smallest: int = 2,
     n_splits: int = N_SPLITS,
+    start: str = "mixture",
     seed: int = 0,
 ) -> Selection:
     r"""Find the number of categories on which independent halves of the data agree best.
@@ -73,7 +75,8 @@ def select_n_categories(
     Parameters
     ----------
     values
-        Values of cells in random order, ``(n_cells, n_genes)``; the first 5,000 are used.
+        Values of cells in random order, ``(n_cells, n_genes)``; the first 5,000 are used, or
+        12,000 images.
     on_counts
         Whether they are counts, whose molecules are halved; else genes are.
     encode
@@ -87,6 +90,9 @@ def select_n_categories(
         Smallest number that is tried by default, at least 2.
     n_splits
         Pairs of halves.
+    start
+        What is fitted to halves, see :func:`~cplmixvi.train._views.fit_views`; ``"images"`` for images in their normal
+        form.
     seed
         Source of all randomness.
 
@@ -94,14 +100,17 @@ def select_n_categories(
     -------
     Selection
     """
-    x = torch.as_tensor(values[:MAX_CELLS], dtype=torch.float32)
-    batch = no_batch(x) if batch is None else batch[:MAX_CELLS]
-    views = [view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed)]
+    x = torch.as_tensor(values[: MAX_CELLS[start]], dtype=torch.float32)
+    batch = no_batch(x) if batch is None else batch[: MAX_CELLS[start]]
+    looks = usual_dimensions(start, smallest), usual_scalings(start, len(SCALINGS))
+    views = [
+        view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed, *looks)
+    ]
     rows: dict[int, dict[str, float]] = {}
 
     def score(k: int) -> float:
         if k not in rows:
-            rows[k] = agreement([view.labels(_fitter(view, k, seed)) for view in views], k)
+            rows[k] = agreement([view.labels(_fitter(view, k, seed, start)) for view in views], k)
         return rows[k]["score"]
 
     if candidates is None:
@@ -134,6 +143,7 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
             tried[m] = score(m)
 
 
-def _fitter(view: HalfView, k: int, seed: int) -> SharedCovarianceMixture:
+def _fitter(view: HalfView, k: int, seed: int, start: str) -> MixtureEM:
     generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + 100 * k + view.index)
-    return SharedCovarianceMixture(k, n_starts=4, n_moves=3, generator=generator)
+    few = {"n_starts": 4, "n_moves": 3} if start == "mixture" else {}
+    return fitter_for(start, k, generator=generator, **few)

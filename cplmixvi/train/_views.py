@@ -35,10 +35,12 @@ DIMENSIONS = (10, 15, 20, 25)
 SCALINGS = (0.5, 0.0, 1.0)
 #: Members of the committee for every projection of the answer, by where they start; share of the cells that each sees;
 #: and at most so many, altogether and per category.
-MEMBERS = {"mixture": 5, "graph": 3}
+MEMBERS = {"mixture": 5, "graph": 3, "images": 3}
 MEMBER_SHARE = 0.8
-MEMBER_CELLS = 4_000
-MEMBER_CELLS_PER_CATEGORY = {"mixture": 40, "graph": 100}
+MEMBER_CELLS = {"mixture": 4_000, "graph": 4_000, "images": 8_000}
+MEMBER_CELLS_PER_CATEGORY = {"mixture": 40, "graph": 100, "images": 100}
+#: Coordinates of images: a type has a shape of its own there, which takes more of them than where it is.
+IMAGE_DIMENSIONS = (20, 30, 40)
 #: Categories up to which the usual dimensions tell types apart, and a search finds the likeliest mixture.
 FEW_CATEGORIES = 25
 #: Above, principal components are approximated.
@@ -50,8 +52,9 @@ class Projection(nn.Module):
 
     The scale :math:`s = s_\text{own}^{1-\gamma} s_\text{usual}^\gamma` mixes each gene's own standard deviation with
     the one that is usual at its mean. Dividing by the gene's own gives noise as much say as markers; dividing by the
-    usual one lets the few most variable genes decide. Neither is better on all data. :math:`m` is each batch's mean,
-    or that of all cells for a batch that was not among them.
+    usual one lets the few most variable genes decide. Neither is better on all data. Pixels have one unit, and those
+    that are seldom lit no say beyond it: :math:`s = 1`. :math:`m` is each batch's mean, or that of all cells for a
+    batch that was not among them.
 
     Parameters
     ----------
@@ -62,14 +65,14 @@ class Projection(nn.Module):
     n_components
         Coordinates.
     scaling
-        :math:`\gamma` in ``[0, 1]``.
+        :math:`\gamma` in ``[0, 1]``; `None` for :math:`s = 1`.
     """
 
-    def __init__(self, x: torch.Tensor, batch: torch.Tensor, n_components: int, scaling: float):
+    def __init__(self, x: torch.Tensor, batch: torch.Tensor, n_components: int, scaling: float | None):
         super().__init__()
         # The last row has no cells, so it is the mean of all: for batches that these cells do not reach.
         self.register_buffer("mean", _batch_means(x, batch, int(batch.max()) + 2))
-        self.register_buffer("scale", _scale(x, scaling))
+        self.register_buffer("scale", torch.ones(x.shape[1]) if scaling is None else _scale(x, scaling))
         # Exact where that is cheap: randomised components beyond the first ten differ from seed to seed, and so would
         # the optimum of a mixture in them.
         exact = x.shape[1] <= MAX_GENES_EXACT and len(x) > 1
@@ -176,7 +179,7 @@ def fit_views(
     batch: torch.Tensor | None = None,
     known: torch.Tensor | None = None,
     start: str = "mixture",
-    scalings: Sequence[float] = SCALINGS[:2],
+    scalings: Sequence[float | None] | None = None,
     dimensions: Sequence[int] | None = None,
     seed: int = 0,
     committee: Sequence[Opinion] | None = None,
@@ -197,9 +200,10 @@ def fit_views(
         The answer and all members are fitted under the condition that these cells are of these categories.
     start
         ``"mixture"``: the likeliest start (:class:`~cplmixvi.train._mixture.SharedCovarianceMixture`); ``"graph"``:
-        communities of a neighbour graph (:class:`~cplmixvi.train._graph.GraphMixture`).
+        communities of a neighbour graph (:class:`~cplmixvi.train._graph.GraphMixture`); ``"images"``: communities, each
+        with a covariance of its own, of pixels as they are.
     scalings
-        One projection of the answer each, see :class:`Projection`.
+        One projection of the answer each, see :class:`Projection`; see :func:`usual_scalings` if `None`.
     dimensions
         Views per projection, by their number of coordinates; see :func:`usual_dimensions` if `None`.
     seed
@@ -218,6 +222,7 @@ def fit_views(
     if known is not None and not (known >= 0).any():
         known = None
     dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
+    scalings = usual_scalings(start, 2) if scalings is None else scalings
     if committee is None:
         options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
         committee = fit_committee(x, n_categories, batch, scalings=scalings, seed=seed, **options)
@@ -242,10 +247,11 @@ def fit_committee(
     batch: torch.Tensor,
     *,
     start: str = "mixture",
-    scalings: Sequence[float] = SCALINGS[:2],
+    scalings: Sequence[float | None] | None = None,
     **member_options,
 ) -> list[Opinion]:
     """Fit the members of a committee, see :func:`fit_member`."""
+    scalings = usual_scalings(start, 2) if scalings is None else scalings
     return [
         fit_member(x, n_categories, batch, index=index, start=start, **member_options)
         for index in range(MEMBERS[start] * len(scalings))
@@ -281,7 +287,7 @@ def fit_member(
         See :func:`fit_views`.
     n_seen
         Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category (100 where a graph is
-        made of them, which is quick). Some cells of every label are seen besides.
+        made of them, which is quick; 8,000 images). Some cells of every label are seen besides.
 
     Returns
     -------
@@ -291,14 +297,15 @@ def fit_member(
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
     n = len(x)
     if n_seen is None:
-        n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS, MEMBER_CELLS_PER_CATEGORY[start] * n_categories))
+        n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS[start], MEMBER_CELLS_PER_CATEGORY[start] * n_categories))
     # Cells that are very few must all be seen: half of a type of five is not the type.
     n_seen = min(n, max(n_seen, 20))
     dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
     rows = some_rows(n, n_seen, known, generator=generator)
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
-    projection = Projection(x[rows], batch[rows], max(some), SCALINGS[index % len(SCALINGS)])
+    scalings = usual_scalings(start, len(SCALINGS))
+    projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)])
     few_moves = {"n_moves": 5} if start == "mixture" else {}
     fitter = fitter_for(start, n_categories, generator=generator, **{**few_moves, **mixture_options})
     z = projection(x[rows], batch[rows])
@@ -308,13 +315,24 @@ def fit_member(
 
 def fitter_for(start: str, n_categories: int, **options) -> MixtureEM:
     """What fits mixtures from ``start``, see :func:`fit_views`."""
-    return {"mixture": SharedCovarianceMixture, "graph": GraphMixture}[start](n_categories, **options)
+    if start == "images":
+        # Communities of images are not Gaussian, and a mixture that is improved from them moves away from them: it
+        # only says to which of them another image belongs, by the shape that each has.
+        options = {"shrinkage": 0.1, "n_iterations": 1, **options}
+    return {"mixture": SharedCovarianceMixture}.get(start, GraphMixture)(n_categories, **options)
 
 
 def usual_dimensions(start: str, n_categories: int) -> tuple[int, ...]:
     """Numbers of coordinates of views. Communities of many types need more; likely mixtures get worse with more."""
+    if start == "images":
+        return IMAGE_DIMENSIONS
     factor = max(1.0, n_categories / FEW_CATEGORIES) if start == "graph" else 1.0
     return tuple(round(factor * d) for d in DIMENSIONS)
+
+
+def usual_scalings(start: str, n_projections: int) -> list[float | None]:
+    """How genes are scaled in each of the projections of an answer, see :class:`Projection`; images need one only."""
+    return [None] if start == "images" else [SCALINGS[index % len(SCALINGS)] for index in range(n_projections)]
 
 
 def matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarray, float]:

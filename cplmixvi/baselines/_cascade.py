@@ -1,0 +1,187 @@
+"""CascadeVAE: states released one dimension after the other, categories found by optimisation instead of an encoder."""
+
+from __future__ import annotations
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import LossOutput
+from torch import nn
+
+from cplmixvi.module import Arm, ArmOutput, Covariates, CplMixVAE
+
+from ._assignment import assign_categories
+from ._model import SingleArmModel
+
+
+class CascadeArm(Arm):
+    r"""An arm whose category is the one that reconstructs best.
+
+    :math:`q(c\mid x) \propto p(x\mid \bar s, c)` with :math:`\bar s` the mean of :math:`q(s\mid x)`: the category
+    head of :class:`~cplmixvi.module.Arm` is not used. Set by the module: ``congestion`` of the assignment in training,
+    whether categories are in use (``categorical``), and the depth that encoder inputs were brought to (``library``,
+    `None` where values are not counts).
+    """
+
+    congestion: float = 0.0
+    categorical: bool = True
+    library: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def costs(self, x: torch.Tensor, s: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """Reconstruction error in every category, nats, ``(n_cells, K)``.
+
+        Parameters
+        ----------
+        x
+            Encoder inputs, ``(n_cells, n_genes)``; counts are brought back to the common depth.
+        s
+            States, ``(n_cells, n_state)``.
+        covariates
+            Of the cells.
+        """
+        counts = x if self.library is None else torch.expm1(x)
+        library = x.new_ones(len(x), 1) if self.library is None else self.library.expand(len(x), 1)
+        columns = []
+        for index in range(self.n_categories):
+            c = nn.functional.one_hot(torch.full((len(x),), index, device=x.device), self.n_categories).to(x.dtype)
+            columns.append(-self.likelihood.log_prob(self.decode(c, s, library, covariates), counts))
+        return torch.stack(columns, dim=1)
+
+    def encode(self, x: torch.Tensor, covariates: Covariates) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Arm.encode`."""
+        hidden = self.encoder(x, *covariates.categorical, cont=covariates.continuous)
+        mean, _ = self.state(hidden, x.new_zeros(len(x), self.n_categories))
+        return hidden, torch.log_softmax(-self.costs(x, mean.detach(), covariates), dim=-1)
+
+    def forward(self, x: torch.Tensor, covariates: Covariates, **options) -> ArmOutput:
+        """See :meth:`Arm.forward`; categories are assigned in training, and none before their stage."""
+        if not self.training:
+            return super().forward(x, covariates, **options)
+        hidden, log_qc = self.encode(x, covariates)
+        c = torch.zeros_like(log_qc)
+        if self.categorical:
+            found = assign_categories(-log_qc.cpu().double().numpy(), self.congestion)
+            c = nn.functional.one_hot(torch.from_numpy(found).to(x.device), self.n_categories).to(x.dtype)
+        mean, variance = self.state(hidden, c)
+        return ArmOutput(log_qc, c, mean, variance, mean + variance.sqrt() * torch.randn_like(mean))
+
+
+class CascadeModule(CplMixVAE):
+    r"""One arm with the objective of CascadeVAE (Jeong and Song 2019, arXiv:1905.09432).
+
+    .. math:: -\log p(x\mid s, c) + \sum_d \beta_d\,\mathrm{KL}\big(q(s_d\mid x)\,\|\,\mathcal N(0, 1)\big)
+
+    All :math:`\beta_d` are high at first; every stage lowers that of one more dimension. From stage ``category_stage``
+    on the categories of a minibatch are those of least reconstruction error under a congestion cost
+    (:func:`~cplmixvi.baselines.assign_categories`); before, cells have none.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    beta_high, beta_low
+        :math:`\beta_d` before and after the dimension's release.
+    stage_steps
+        Steps of a stage; if `None`, the training's steps divided by one more than the dimensions, so that a stage is
+        left when all are released.
+    category_stage
+        Number of released dimensions with which categories come into use, from 0 to ``n_state``.
+    congestion
+        Nats that a cell costs more per cell that is in its category before it.
+    **options
+        Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_hidden``, ``likelihood``, ...
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative, or a stage out of range.
+    """
+
+    _arm_cls = CascadeArm
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        beta_high: float = 10.0,
+        beta_low: float = 0.1,
+        stage_steps: int | None = None,
+        category_stage: int = 1,
+        congestion: float = 0.001,
+        **options,
+    ):
+        for name, value in {"beta_high": beta_high, "beta_low": beta_low, "congestion": congestion}.items():
+            if not value >= 0:
+                raise ValueError(f"{name}={value!r} must be at least 0.")
+        if stage_steps is not None and stage_steps < 1:
+            raise ValueError(f"stage_steps={stage_steps!r} must be at least 1.")
+        super().__init__(n_input, state_given_category=False, **options)
+        if not 0 <= category_stage <= self.n_state:
+            raise ValueError(f"category_stage={category_stage!r} must be from 0 to the {self.n_state} states.")
+        self.beta_high, self.beta_low, self.category_stage = beta_high, beta_low, category_stage
+        self.stage_steps = stage_steps
+        self._steps_per_stage = stage_steps or 1
+        self.register_buffer("n_steps", torch.tensor(0))
+        for arm in self.arms:
+            arm.congestion = congestion
+        self._set_stage()
+
+    def plan_steps(self, n_steps: int) -> None:
+        """Take the length of a stage from the steps of the training, ``n_steps``, unless it was given."""
+        self._steps_per_stage = self.stage_steps or max(1, n_steps // (self.n_state + 1))
+        self._set_stage()
+
+    @property
+    def n_released(self) -> int:
+        """Dimensions of the state that are released in the next step."""
+        return min(self.n_state, int(self.n_steps) // self._steps_per_stage)
+
+    def _set_stage(self) -> None:
+        for arm in self.arms:
+            arm.categorical = self.n_released >= self.category_stage
+            arm.library = self.target_library if self.on_counts else None
+
+    def inference(self, *args, **kwargs) -> dict:
+        """See :meth:`CplMixVAE.inference`."""
+        # The depth is a buffer, which may have moved to another device or been loaded.
+        self._set_stage()
+        return super().inference(*args, **kwargs)
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        kl_weight: torch.Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Objective of a minibatch; ``kl_weight`` scales the weights of all divergences."""
+        (output,), (view,), (px,) = (
+            inference_outputs["arms"],
+            inference_outputs["views"],
+            generative_outputs["px_arms"],
+        )
+        reconstruction = -self.arms[0].likelihood.log_prob(px, view)
+        divergence = 0.5 * (output.variance + output.mean.square() - 1 - output.variance.log())
+        beta = divergence.new_full((self.n_state,), self.beta_high)
+        beta[: self.n_released] = self.beta_low
+        kl_state = divergence.sum(-1)
+        return LossOutput(
+            loss=(reconstruction + kl_weight * (divergence * beta).sum(-1)).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_state": kl_state},
+            n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]),
+            extra_metrics={"released": kl_state.new_tensor(float(self.n_released))},
+        )
+
+    def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Count the step."""
+        self.n_steps += 1
+
+
+class CascadeVAE(SingleArmModel):
+    __doc__ = SingleArmModel.__doc__.replace(
+        "A model of one arm with the data",
+        "CascadeVAE (Jeong and Song 2019, arXiv:1905.09432; :class:`~cplmixvi.baselines.CascadeModule`) with the data",
+    )
+
+    _module_cls = CascadeModule

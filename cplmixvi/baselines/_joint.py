@@ -1,0 +1,124 @@
+"""JointVAE: disentangled continuous and discrete latents by capacities that grow."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import LossOutput
+
+from cplmixvi.module import CplMixVAE, kl_normal
+
+from ._model import SingleArmModel
+
+#: Share of the training in which capacities grow: 25,000 of about 94,000 steps in the authors' settings for MNIST.
+_GROWING = 0.25
+
+
+class JointModule(CplMixVAE):
+    r"""One arm with the objective of JointVAE (Dupont 2018, arXiv:1804.00104).
+
+    .. math::
+        -\log p(x\mid s, c) + \gamma\,|\mathrm{KL}_s - C_s| + \gamma\,|\mathrm{KL}_c - C_c|
+
+    with :math:`\mathrm{KL}_s` of :math:`q(s\mid x)` from a standard normal and :math:`\mathrm{KL}_c` of
+    :math:`q(c\mid x)` from the uniform distribution, means over the minibatch. The capacities grow linearly from zero,
+    :math:`C_c` to no more than :math:`\log K`. The state does not depend on the category.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    gamma
+        Weight of the divergences' distance from the capacities.
+    capacity_state, capacity_category
+        Largest :math:`C_s` and :math:`C_c`, nats.
+    capacity_steps
+        Steps until the largest capacities are reached; a quarter of the training's if `None`.
+    temperature
+        Of the Gumbel-softmax.
+    **options
+        Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_hidden``, ``likelihood``, ...
+
+    Raises
+    ------
+    ValueError
+        If a weight, capacity or number of steps is negative or zero steps are given.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        gamma: float = 30.0,
+        capacity_state: float = 5.0,
+        capacity_category: float = 5.0,
+        capacity_steps: int | None = None,
+        temperature: float = 0.67,
+        **options,
+    ):
+        for name, value in {
+            "gamma": gamma,
+            "capacity_state": capacity_state,
+            "capacity_category": capacity_category,
+        }.items():
+            if not value >= 0:
+                raise ValueError(f"{name}={value!r} must be at least 0.")
+        if capacity_steps is not None and capacity_steps < 1:
+            raise ValueError(f"capacity_steps={capacity_steps!r} must be at least 1.")
+        super().__init__(n_input, temperature=temperature, state_given_category=False, **options)
+        self.gamma, self.capacity_steps = gamma, capacity_steps
+        self.capacity_state = capacity_state
+        self.capacity_category = min(capacity_category, math.log(self.n_categories))
+        self._growing_steps = capacity_steps or 1
+        self.register_buffer("n_steps", torch.tensor(0))
+
+    def plan_steps(self, n_steps: int) -> None:
+        """Take the steps of the capacities' growth from those of the training, ``n_steps``, unless they were given."""
+        self._growing_steps = self.capacity_steps or max(1, round(_GROWING * n_steps))
+
+    @property
+    def capacities(self) -> tuple[float, float]:
+        """:math:`C_s` and :math:`C_c` of the next step, nats."""
+        share = min(1.0, int(self.n_steps) / self._growing_steps)
+        return share * self.capacity_state, share * self.capacity_category
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        kl_weight: torch.Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Objective of a minibatch; ``kl_weight`` scales the weight of both divergences."""
+        (output,), (view,), (px,) = (
+            inference_outputs["arms"],
+            inference_outputs["views"],
+            generative_outputs["px_arms"],
+        )
+        reconstruction = -self.arms[0].likelihood.log_prob(px, view)
+        kl_state = kl_normal(output.mean, output.variance)
+        kl_category = (output.log_qc.exp() * output.log_qc).sum(-1) + math.log(self.n_categories)
+        of_state, of_category = self.capacities
+        excess = (kl_state.mean() - of_state).abs() + (kl_category.mean() - of_category).abs()
+        return LossOutput(
+            loss=reconstruction.mean() + kl_weight * self.gamma * excess,
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_state": kl_state, "kl_category": kl_category},
+            n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]),
+            extra_metrics={"state_information": kl_state.mean(), "category_information": kl_category.mean()},
+        )
+
+    def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Count the step."""
+        self.n_steps += 1
+
+
+class JointVAE(SingleArmModel):
+    __doc__ = SingleArmModel.__doc__.replace(
+        "A model of one arm with the data",
+        "JointVAE (Dupont 2018, arXiv:1804.00104; :class:`~cplmixvi.baselines.JointModule`) with the data",
+    )
+
+    _module_cls = JointModule

@@ -1,0 +1,83 @@
+"""What the variational autoencoders that cplmixvi is compared with have in common: one arm, no start, no coupling."""
+
+from __future__ import annotations
+
+from anndata import AnnData
+
+from cplmixvi.augment import Augment
+from cplmixvi.model import CplMixVI
+
+from ._plan import ScheduledPlan
+
+
+class SingleArmModel(CplMixVI):
+    """A model of one arm with the data, likelihoods, getters and files of :class:`~cplmixvi.CplMixVI`.
+
+    Labels of ``setup_anndata(labels_key=...)`` are not used.
+
+    Parameters
+    ----------
+    adata
+        Cells that :meth:`setup_anndata` was called on.
+    n_categories
+        Number of types ``K``.
+    n_state
+        Number of state dimensions ``S``.
+    likelihood, augment, allow_empty_cells, registry
+        See :class:`~cplmixvi.CplMixVI`; no augmentation by default.
+    **module_kwargs
+        Of the module.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the number of categories is not given.
+    """
+
+    _training_plan_cls = ScheduledPlan
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_categories: int | None = None,
+        n_state: int = 10,
+        likelihood: str = "nb",
+        augment: Augment = "none",
+        *,
+        allow_empty_cells: bool | None = None,
+        registry: dict | None = None,
+        **module_kwargs,
+    ):
+        if not isinstance(n_categories, int) or n_categories < 2:
+            raise ValueError(
+                f"n_categories={n_categories!r} must be a whole number of at least 2: baselines do not find it."
+            )
+        super().__init__(
+            adata,
+            n_categories,
+            n_state,
+            1,
+            likelihood,
+            augment,
+            allow_empty_cells=allow_empty_cells,
+            registry=registry,
+            **module_kwargs,
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    def train(self, max_epochs: int | None = None, **kwargs) -> None:
+        """Train from a random start.
+
+        Parameters
+        ----------
+        max_epochs, **kwargs
+            Of :meth:`cplmixvi.CplMixVI.train`, but for ``warm_start``.
+
+        Raises
+        ------
+        ValueError
+            If a ``warm_start`` is asked for, which these methods do not have.
+        """
+        if kwargs.pop("warm_start", False):
+            raise ValueError(f"{type(self).__name__} has no warm start; leave warm_start out.")
+        super().train(max_epochs, warm_start=False, **kwargs)

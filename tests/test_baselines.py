@@ -1,0 +1,165 @@
+"""JointVAE and CascadeVAE: their objectives, their schedules, and their use as models."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+
+import cplmixvi as cpl
+from cplmixvi.baselines import CascadeModule, CascadeVAE, JointModule, JointVAE, assign_categories
+
+
+def minibatch(n=12, n_genes=9):
+    x = torch.rand(n, n_genes).round()
+    return {REGISTRY_KEYS.X_KEY: x, REGISTRY_KEYS.BATCH_KEY: torch.zeros(n, 1, dtype=torch.long)}
+
+
+def module_of(cls, **options):
+    return cls(9, n_categories=3, n_state=2, n_arms=1, likelihood="bernoulli", n_hidden=8, **options)
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    """Binary cells of three types that have different thirds of the genes, and one state in all of them."""
+    rng = np.random.default_rng(0)
+    types = rng.integers(0, 3, 300)
+    p = np.full((300, 30), 0.05)
+    p[np.arange(300)[:, None], 8 * types[:, None] + np.arange(8)] = 0.9
+    p[:, 24:] = rng.random((300, 1))
+    return AnnData((rng.random(p.shape) < p).astype(np.float32), obs={"type": types.astype(str)})
+
+
+class TestAssignment:
+    @pytest.mark.parametrize("congestion", [0, 0.3, 2.0])
+    def test_the_least_cost_is_found(self, congestion):
+        rng = np.random.default_rng(1)
+        for _ in range(5):
+            cost = rng.random((6, 3)) * [1, 1, 0.2]
+
+            def total(labels, cost=cost):
+                load = np.bincount(labels, minlength=3)
+                return cost[np.arange(6), labels].sum() + congestion * (load * (load - 1) / 2).sum()
+
+            least = min(total(np.array(labels)) for labels in product(range(3), repeat=6))
+            assert total(assign_categories(cost, congestion)) == pytest.approx(least)
+
+    def test_congestion_fills_all_categories_alike(self):
+        cost = np.random.default_rng(0).random((30, 3)) + [0, 0, 5]
+        assert np.bincount(assign_categories(cost, 0), minlength=3)[2] == 0
+        assert np.bincount(assign_categories(cost, 100), minlength=3).tolist() == [10, 10, 10]
+
+
+class TestJointVAE:
+    def test_capacities_grow_linearly_to_the_logarithm_of_the_categories(self):
+        module = module_of(JointModule, capacity_state=6, capacity_category=5)
+        module.plan_steps(400)
+        seen = []
+        for _ in range(150):
+            seen.append(module.capacities)
+            module.dual_step({})
+        assert seen[0] == (0, 0)
+        assert seen[50] == pytest.approx((3, math.log(3) / 2))
+        assert seen[100] == seen[149] == pytest.approx((6, math.log(3)))
+
+    def test_loss_is_the_published_one(self):
+        module = module_of(JointModule, gamma=7.0, capacity_steps=10).train()
+        module.n_steps += 5
+        tensors = minibatch()
+        inference, generative, output = module.forward(tensors)
+        (arm,) = inference["arms"]
+        probability = generative["px_arms"][0].probs
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        error = -(x * probability.log() + (1 - x) * (1 - probability).log()).sum(1).mean()
+        kl_s = 0.5 * (arm.mean**2 + arm.variance - 1 - arm.variance.log()).sum(1).mean()
+        q = arm.log_qc.exp()
+        kl_c = math.log(3) + (q * q.log()).sum(1).mean()
+        expected = error + 7 * (kl_s - 2.5).abs() + 7 * (kl_c - math.log(3) / 2).abs()
+        torch.testing.assert_close(output.loss, expected)
+
+    @pytest.mark.parametrize("options", [{"gamma": -1}, {"capacity_state": -1}, {"capacity_steps": 0}])
+    def test_impossible_settings_are_refused(self, options):
+        with pytest.raises(ValueError, match="must be at least"):
+            module_of(JointModule, **options)
+
+
+class TestCascadeVAE:
+    def test_states_are_released_one_by_one_and_categories_at_their_stage(self):
+        module = module_of(CascadeModule, category_stage=1, beta_high=10, beta_low=0.5).train()
+        module.plan_steps(9)
+        released, categorical = [], []
+        for _ in range(9):
+            inference, _, output = module.forward(minibatch())
+            (arm,) = inference["arms"]
+            released.append(module.n_released)
+            categorical.append(float(arm.c.sum(1).mean()))
+            divergence = 0.5 * (arm.mean**2 + arm.variance - 1 - arm.variance.log())
+            beta = torch.tensor([0.5] * module.n_released + [10.0] * (2 - module.n_released))
+            expected = output.reconstruction_loss_sum / output.n_obs_minibatch + (divergence * beta).sum(1).mean()
+            torch.testing.assert_close(output.loss, expected)
+            module.dual_step({})
+        assert released == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert categorical == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+
+    def test_the_category_is_the_one_that_reconstructs_best(self):
+        module = module_of(CascadeModule, category_stage=0, congestion=0).eval()
+        tensors = minibatch()
+        x, covariates = tensors[REGISTRY_KEYS.X_KEY], module._covariates(tensors)
+        (arm,) = module.arms
+        hidden, log_qc = arm.encode(x, covariates)
+        errors = []
+        for k in range(3):
+            c = torch.nn.functional.one_hot(torch.full((12,), k), 3).float()
+            mean, _ = arm.state(hidden, c)
+            p = arm.decode(c, mean, torch.ones(12, 1), covariates).probs
+            errors.append(-(x * p.log() + (1 - x) * (1 - p).log()).sum(1))
+        torch.testing.assert_close(log_qc, torch.log_softmax(-torch.stack(errors, 1), 1))
+        module.train()
+        assigned = module.forward(tensors)[0]["arms"][0]
+        assert torch.equal(assigned.c.argmax(1), assigned.log_qc.argmax(1))
+
+    @pytest.mark.parametrize("options", [{"congestion": -1}, {"stage_steps": 0}, {"category_stage": 3}])
+    def test_impossible_settings_are_refused(self, options):
+        with pytest.raises(ValueError, match="must be"):
+            module_of(CascadeModule, **options)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(JointVAE, {"capacity_state": 0.5, "capacity_steps": 600}), (CascadeVAE, {"category_stage": 0})],
+    ids=["JointVAE", "CascadeVAE"],
+)
+def test_types_are_found_written_and_kept(cls, options, blocks, tmp_path):
+    adata = blocks.copy()
+    cls.setup_anndata(adata)
+    model = cls(adata, 3, n_state=1, likelihood="bernoulli", n_hidden=32, **options)
+    model.train(max_epochs=150, enable_progress_bar=False)
+    cpl.tl.annotate(adata, model)
+    assert cpl.metrics.accuracy(adata.obs["type"], adata.obs["cplmixvi"]) > 0.9
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", adata)
+    np.testing.assert_allclose(loaded.predict(soft=True), model.predict(soft=True), atol=1e-6)
+    assert cls.__name__ in model.card()
+
+
+def test_counts_are_read_at_a_common_depth(make_counts):
+    adata = make_counts(n_obs=150)
+    CascadeVAE.setup_anndata(adata, layer="counts")
+    model = CascadeVAE(adata, 3, n_state=2, likelihood="nb", n_hidden=32, category_stage=0)
+    model.train(max_epochs=60, enable_progress_bar=False)
+    assert cpl.metrics.accuracy(adata.obs["type"], model.predict()) > 0.6
+    deeper = adata.copy()
+    deeper.layers["counts"] = deeper.layers["counts"] * 3
+    assert (model.predict(deeper) == model.predict()).mean() > 0.95
+
+
+@pytest.mark.parametrize("cls", [JointVAE, CascadeVAE])
+def test_what_baselines_do_not_do_is_refused(cls, blocks):
+    cls.setup_anndata(blocks)
+    with pytest.raises(ValueError, match="baselines do not find it"):
+        cls(blocks, likelihood="bernoulli")
+    with pytest.raises(ValueError, match="no warm start"):
+        cls(blocks, 3, likelihood="bernoulli").train(1, warm_start=True)
