@@ -125,7 +125,8 @@ def sequential(cmap: str | Colormap | None) -> str | Colormap:
 
 
 def dress(ax: Axes) -> None:
-    """Give an Axes that the caller made the same small fonts as one of ours."""
+    """Give an Axes that the caller made the same small fonts and open sides as one of ours."""
+    ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=_STYLE["xtick.labelsize"])
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_size(_STYLE["axes.labelsize"])
