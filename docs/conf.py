@@ -36,7 +36,8 @@ extensions = [
 ]
 root_doc = "index"
 templates_path = ["_templates"]
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+# The first one is what autosummary writes.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "_templates", "generated/benchmark_*.md"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
@@ -79,7 +80,8 @@ if os.environ.get("READTHEDOCS") or os.environ.get("DOCS_INTERSPHINX"):
 def skip_foreign(app, what, name, obj, skip, options):
     """Leave out what classes inherit from other packages: it is documented there."""
     home = getattr(getattr(obj, "fget", obj), "__module__", None)
-    if skip or name.startswith("_"):
+    # Fields of a named tuple are in its docstring.
+    if skip or name.startswith("_") or type(obj).__name__ == "_tuplegetter":
         return True
     if callable(obj) or isinstance(obj, property):
         return True if home is None or not str(home).startswith("cplmixvi") else None
