@@ -57,6 +57,11 @@ class ResultKeys:
         return f"{self.key}_agreement"
 
     @property
+    def condition(self) -> str:
+        """Column of ``obs`` with the level of a condition that was found."""
+        return f"{self.key}_condition"
+
+    @property
     def state(self) -> str:
         """Entry of ``obsm`` with the continuous states."""
         return f"X_{self.key}"

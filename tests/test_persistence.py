@@ -321,6 +321,16 @@ class TestWhatIsRefused:
         rewrite(saved, **{name: value, "surplus": None})
         cpl.CplMixVI.load(saved, adata=False)
 
+    def test_weights_that_begin_like_a_pickle(self, saved):
+        # The first byte is the header's length modulo 256, which is a multiple of 8.
+        for width in range(8, 300, 8):
+            rewrite(saved, **{"x" * width: torch.ones(1)})
+            if (saved / WEIGHTS).read_bytes()[0] == 0x80:
+                break
+            rewrite(saved, **{"x" * width: None})
+        assert (saved / WEIGHTS).read_bytes()[0] == 0x80
+        self.refused(saved, "unknown weights x")
+
     def test_other_genes(self, adata, saved):
         self.refused(saved, "1 of the model's 40 genes are missing", adata[:, 1:].copy())
         self.refused(saved, "another order", adata[:, ::-1].copy())

@@ -1,6 +1,6 @@
 """Type-preserving copies of cells: what makes the arms see non-identical views of one cell."""
 
-from ._across import AcrossCondition
+from ._across import AcrossCondition, AcrossLevels
 from ._base import Augmenter, Compose, Identity
 from ._cells import Cells, codes_of, combined
 from ._generator import Discriminator
@@ -13,6 +13,7 @@ from ._thinning import CountThinning
 
 __all__ = [
     "AcrossCondition",
+    "AcrossLevels",
     "Augment",
     "Augmenter",
     "Cells",

@@ -74,6 +74,10 @@ class AcrossCondition(PartnerAugmenter):
                 "condition; leave the augmenter out."
             )
 
+    def conditions(self, cells: Cells) -> np.ndarray:
+        """Code of every cell's condition, ``(n_obs,)``."""
+        return codes_of(cells.adata, [self.key])
+
     def find(self, cells: Cells) -> list[sparse.csr_matrix]:
         """Counterparts of each cell in every condition, see :class:`PartnerAugmenter`.
 
@@ -82,7 +86,7 @@ class AcrossCondition(PartnerAugmenter):
         ValueError
             If no batch has cells of two conditions.
         """
-        group, condition = cells.group[cells.rows], codes_of(cells.adata, [self.key])
+        group, condition = cells.group[cells.rows], self.conditions(cells)
         points = embedding(cells, self.use_rep)
         first, second, compared = [], [], 0
         for code in np.unique(group):
@@ -114,6 +118,30 @@ class AcrossCondition(PartnerAugmenter):
         if self.partners is None:
             return x[None]
         return self.partners.draw_each(tensors[CELL_KEY].to(x.device))
+
+
+class AcrossLevels(AcrossCondition):
+    """Let a cell's copies be of either level of a condition that no column of ``obs`` has.
+
+    Parameters
+    ----------
+    level
+        Code of every cell's level, ``(n_obs,)``; those of cells that are not trained on do not matter.
+    n_neighbors, use_rep
+        See :class:`AcrossCondition`.
+    """
+
+    def __init__(self, level: np.ndarray, n_neighbors: int = 20, *, use_rep: str | None = None):
+        super().__init__("the level found", n_neighbors, use_rep=use_rep)
+        self.level = np.asarray(level)
+
+    def check(self, adata: AnnData) -> None:
+        """Nothing in ``obs`` is needed."""
+        check_obsm(adata, self.use_rep)
+
+    def conditions(self, cells: Cells) -> np.ndarray:
+        """The levels."""
+        return self.level
 
 
 def mutual_pairs(points: np.ndarray, condition: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:

@@ -95,7 +95,9 @@ def _read_tensors(path: Path, meta: dict, name: str, load: Callable[[Path], dict
     if not path.is_file():
         raise ModelFileError(f"{str(path)!r} is missing; copy or save the whole folder again.")
     with path.open("rb") as file:
-        if file.read(4).startswith(_PICKLES):
+        head = file.read(9)
+        # Safetensors begin with the length of a header, which may have a pickle's first byte, and the header's brace.
+        if head.startswith(_PICKLES) and head[8:] != b"{":
             raise ModelFileError(
                 f"{str(path)!r} is a pickle in place of safetensors and is not loaded; get the model from its source."
             )

@@ -91,6 +91,10 @@ class CplMixVI(
     >>> cplmixvi.tl.annotate(adata, model)
     """
 
+    #: Level of every cell in a condition that training found and types do not follow, 0 or 1, -1 for cells that were
+    #: not trained on, ``(n_obs,)``; `None` if there is none. See ``find_condition`` of :meth:`train`.
+    condition_: np.ndarray | None = None
+
     _module_cls = CplMixVAE
     _data_splitter_cls = CplMixSplitter
     _training_plan_cls = CplMixPlan
@@ -246,6 +250,7 @@ class CplMixVI(
         train_size: float | None = None,
         batch_size: int | None = None,
         warm_start: bool | None = None,
+        find_condition: bool = True,
         plan_kwargs: dict | None = None,
         **kwargs,
     ) -> None:
@@ -267,6 +272,11 @@ class CplMixVI(
             By default when the model is trained for the first time. `False`, together with
             ``CplMixVI(..., distance="perturbed", epsilon=None)``, gives the paper's objective alone. Labels guide the
             arms either way: without a start, the cells that have one add its cross-entropy to the objective.
+        find_condition
+            Whether a warm start looks for a condition that no column of ``obs`` has: two levels of one shift that cells
+            of all types have alike, such as a treatment or a technology. Where there is one, copies of a cell are of
+            both levels, so that types do not follow it, and :attr:`condition_` has the cells' levels. Not looked for
+            if ``augment`` names a condition or replaces cells.
         plan_kwargs
             Of :class:`cplmixvi.train.CplMixPlan`.
         **kwargs
@@ -298,6 +308,7 @@ class CplMixVI(
         self.module.train()
         plan_kwargs = dict(plan_kwargs or {})
         plan_kwargs.setdefault("warm_start", not self.is_trained_ if warm_start is None else warm_start)
+        plan_kwargs.setdefault("find_condition", find_condition)
         if kwargs.get("datamodule") is None:
             external = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
             if train_size is None and external is None:
@@ -320,6 +331,8 @@ class CplMixVI(
             )
         finally:
             self._is_fitting = False
+        if plan_kwargs["warm_start"]:
+            self.condition_ = self.trainer.lightning_module.level
         datamodule = kwargs.get("datamodule")
         self.align_arms(None if datamodule is None else datamodule.train_dataloader())
         report = self._report_of_some()

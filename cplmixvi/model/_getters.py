@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -166,4 +166,5 @@ class GettersMixin:
             Prints as sentences; ``sound`` and ``problems`` are for programs.
         """
         posterior = self.get_posterior(adata, indices, batch_size)
-        return Report.from_posterior(posterior.proba, posterior.labels, self.category_names)
+        report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names)
+        return report if self.condition_ is None else replace(report, condition=float((self.condition_ > 0).mean()))

@@ -31,6 +31,8 @@ class Report:
         Name and consensus of the used category on which the arms agree least; `None` with one arm.
     problems
         One sentence for each sign of an unsound fit.
+    condition
+        Share of the cells on the upper level of a condition that training found; `None` if there is none.
     """
 
     n_categories: int
@@ -39,6 +41,7 @@ class Report:
     agreement: float
     weakest: tuple[str, float] | None
     problems: tuple[str, ...]
+    condition: float | None = None
 
     @property
     def sound(self) -> bool:
@@ -57,6 +60,11 @@ class Report:
             lines.append(
                 f"The arms agree on {self.agreement:.0%} of cells, least on category {name} "
                 f"(consensus {consensus:.2f})."
+            )
+        if self.condition is not None:
+            lines.append(
+                f"Cells of all types have two levels of one shift ({self.condition:.0%} the upper one), as of a "
+                "treatment or a technology; types do not follow it. See condition_."
             )
         lines += self.problems or ("No sign of collapse.",)
         return "\n".join(lines)

@@ -58,6 +58,9 @@ def annotate(
           the last one where some cell is);
         - ``obs[key_confidence]``: float32, probability of that category;
         - ``obs[key_agreement]``: float32, share of arm pairs that agree on the cell, ``nan`` with one arm;
+        - ``obs[key_condition]``: categorical, ``"0"`` or ``"1"``, where training found a condition that no column of
+          ``obs`` had (``find_condition`` of :meth:`cplmixvi.CplMixVI.train`) and ``adata`` has the cells that it was
+          found in; missing for cells that were not trained on;
         - ``obsm["X_" + key]``: float32 ``(n_obs, max(n_state, 2))``, state within the type, the mean over the aligned
           arms (see :meth:`cplmixvi.CplMixVI.get_state`; a single dimension gets a column of zeros beside it, because
           embeddings need two);
@@ -97,6 +100,9 @@ def annotate(
     adata.obs[keys.labels] = labels
     adata.obs[keys.confidence] = confidence
     adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
+    own = model.adata is not None and (adata is model.adata or adata.obs_names.equals(model.adata.obs_names))
+    if own and model.condition_ is not None:
+        adata.obs[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
     adata.obsm[keys.state] = _at_least_two_columns(posterior.combined)
     adata.obsm[keys.proba] = np.ascontiguousarray(posterior.proba[:, used], dtype=np.float32)
     adata.uns[keys.uns] = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
@@ -119,6 +125,7 @@ def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
     earlier = adata.uns.get(keys.uns)
     if is_ours(earlier):
         adata.uns.pop(keys.ranking, None)
+        adata.obs.drop(columns=keys.condition, errors="ignore", inplace=True)
         if "stability_by_category" in earlier and keys.stability in adata.obs:
             del adata.obs[keys.stability]
 
@@ -224,7 +231,9 @@ def _check_free(adata: AnnData, keys: ResultKeys) -> None:
     there = adata.uns.get(keys.uns)
     if _is_annotation(there):
         return
-    taken = [f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement) if name in adata.obs]
+    taken = [
+        f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement, keys.condition) if name in adata.obs
+    ]
     taken += [f"obsm[{name!r}]" for name in (keys.state, keys.proba) if name in adata.obsm]
     taken += [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns and not is_ours(there) else []
     if taken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -11,9 +11,10 @@ from scvi import REGISTRY_KEYS
 from cplmixvi.module import CplMixVAE
 
 from ._choice import choose_start, n_cells_to_choose
+from ._condition import Condition, find_condition
 from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
-from ._views import FEW_CATEGORIES, SCALINGS, ViewConsensus, fit_views
+from ._views import FEW_CATEGORIES, SCALINGS, ViewConsensus, fit_committee, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
 MAX_CELLS = 20_000
@@ -45,7 +46,10 @@ def dense_values(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.T
 
 
 def fit_guide(
-    module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int = MAX_CELLS
+    module: CplMixVAE,
+    batches: Iterable[dict[str, torch.Tensor]],
+    max_cells: int = MAX_CELLS,
+    adopt: Callable[[Condition], None] | None = None,
 ) -> ViewConsensus:
     """Fit an answer to all views of the training cells, and a committee that votes on its certainty.
 
@@ -61,6 +65,9 @@ def fit_guide(
         Minibatches of the training cells, in random order.
     max_cells
         Stop reading here, but for cells of labels that were on few cells so far.
+    adopt
+        What is to be done if a condition is found that no column of ``obs`` has and that types should not follow
+        (:func:`~cplmixvi.train._condition.find_condition`); cells are read anew afterwards. `None`: do not look for it.
 
     Returns
     -------
@@ -85,8 +92,13 @@ def fit_guide(
             raw, module.n_categories, on_counts=module.on_counts, encode=half_encoder(module), batch=codes, seed=seed
         )
     del raw
-    guide = fit_views(values, module.n_categories, batch=codes, known=known, start=start, scalings=scalings, seed=seed)
-    return guide.eval()
+    options = {"known": known, "start": start, "scalings": scalings, "seed": seed}
+    committee = fit_committee(values, module.n_categories, codes, **options)
+    condition = None if adopt is None else find_condition(values, codes, committee)
+    if condition is not None:
+        adopt(condition)
+        return fit_guide(module, batches, max_cells)
+    return fit_views(values, module.n_categories, batch=codes, committee=committee, **options).eval()
 
 
 def half_encoder(module: CplMixVAE) -> Encode:

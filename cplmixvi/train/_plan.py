@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
+import numpy as np
 import torch
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from cplmixvi._constants import COPIES_KEY, GUIDE_KEY, KNOWN_KEY
+from cplmixvi._constants import CELL_KEY, COPIES_KEY, GUIDE_KEY, KNOWN_KEY
+from cplmixvi.augment import AcrossLevels, Augmenter, Compose
 
 from ._answers import GuideAnswers
 from ._cells import training_cells
+from ._condition import Condition
 from ._follow import follow_guide
-from ._guide import fit_guide, known_categories
+from ._guide import fit_guide, guide_input, known_categories
 from ._labels import labelled
+
+logger = logging.getLogger(__name__)
 
 
 class CplMixPlan(TrainingPlan):
@@ -39,8 +46,17 @@ class CplMixPlan(TrainingPlan):
     guided_fraction
         Share of the epochs in which decoders and states see categories drawn from the guide, before they see the arms'
         own.
+    find_condition
+        Whether a warm start looks for a condition that shifts cells of all types alike, and keeps types from following
+        it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`.
     **kwargs
         Of :class:`scvi.train.TrainingPlan`.
+
+    Attributes
+    ----------
+    level
+        Level of every cell in a condition that was found, ``(n_obs,)``, -1 for cells that are not trained on; `None`
+        if there is none.
     """
 
     def __init__(
@@ -53,13 +69,16 @@ class CplMixPlan(TrainingPlan):
         n_epochs_kl_warmup: int | None = None,
         warm_start: bool = False,
         guided_fraction: float = 0.25,
+        find_condition: bool = True,
         **kwargs,
     ):
         super().__init__(
             module, lr=lr, eps=eps, weight_decay=weight_decay, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
-        self.warm_start, self.guided_fraction = warm_start, guided_fraction
-        # In a list, because it is no part of the plan for torch: it has nothing to learn and is not saved.
+        self.warm_start, self.guided_fraction, self.find_condition = warm_start, guided_fraction, find_condition
+        self.level: np.ndarray | None = None
+        # In lists, because torch would take them for parts of the plan.
+        self._own_augmenter: list[Augmenter] = []
         self._guide: list[GuideAnswers] = []
         self._totals: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
         self._n_seen = {"train": 0, "validation": 0}
@@ -100,9 +119,33 @@ class CplMixPlan(TrainingPlan):
             augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
         if self.warm_start:
             datamodule = self.trainer.datamodule
-            guide = fit_guide(self.module, datamodule.train_dataloader()).to(self.device)
+            adopt = self._adopt if self._looks_for_condition() else None
+            guide = fit_guide(self.module, datamodule.train_dataloader(), adopt=adopt).to(self.device)
             self._guide = [GuideAnswers(guide, self.module, _n_rows(datamodule))]
             follow_guide(self.module, self._guide[0], datamodule.train_dataloader())
+
+    def _looks_for_condition(self) -> bool:
+        """Whether copies could be of both levels of a condition, and the user has not named one."""
+        augmenter = self.module.augmenter
+        has_cells = hasattr(self.trainer.datamodule, "adata_manager")
+        return self.find_condition and has_cells and not augmenter.replaces and not augmenter.nuisance_keys
+
+    def _adopt(self, condition: Condition) -> None:
+        """Let copies be of both levels of a condition until the training ends."""
+        datamodule = self.trainer.datamodule
+        cells = training_cells(datamodule, self.module.on_counts)
+        self.level = np.full(cells.adata.n_obs, -1, dtype=np.int8)
+        for tensors in datamodule.train_dataloader():
+            level = condition(*(values.cpu() for values in guide_input(self.module, tensors)))
+            self.level[tensors[CELL_KEY].view(-1).cpu().numpy()] = level.numpy()
+        upper = self.level[cells.rows].mean()
+        logger.info(
+            "A condition shifts cells of all types alike (%.0f%% of them): types do not follow it.", 100 * upper
+        )
+        across = AcrossLevels(np.maximum(self.level, 0))
+        across.prepare(cells, self.device)
+        self._own_augmenter.append(self.module.augmenter)
+        self.module.augmenter = Compose([across, self.module.augmenter])
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """One step on fresh copies; returns the loss to Lightning's automatic optimisation."""
@@ -130,6 +173,8 @@ class CplMixPlan(TrainingPlan):
         super().on_fit_end()
         self.module.guided = False
         self.module.augmenter.release()
+        if self._own_augmenter:
+            self.module.augmenter = self._own_augmenter.pop()
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Terms of the loss on the cells themselves."""

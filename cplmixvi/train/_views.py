@@ -179,6 +179,7 @@ def fit_views(
     scalings: Sequence[float] = SCALINGS[:2],
     dimensions: Sequence[int] | None = None,
     seed: int = 0,
+    committee: Sequence[Opinion] | None = None,
     **mixture_options,
 ) -> ViewConsensus:
     """Find the categories on which views agree.
@@ -203,6 +204,8 @@ def fit_views(
         Views per projection, by their number of coordinates; see :func:`usual_dimensions` if `None`.
     seed
         Source of all randomness.
+    committee
+        Of :func:`fit_committee` with the same arguments, where it was fitted before.
     **mixture_options
         Of the class that ``start`` names.
 
@@ -215,11 +218,9 @@ def fit_views(
     if known is not None and not (known >= 0).any():
         known = None
     dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
-    options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
-    committee = [
-        fit_member(x, n_categories, batch, index=index, seed=seed, **options)
-        for index in range(MEMBERS[start] * len(scalings))
-    ]
+    if committee is None:
+        options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
+        committee = fit_committee(x, n_categories, batch, scalings=scalings, seed=seed, **options)
     votes = [member(x, batch) for member in committee]
     dimensions = possible(dimensions, len(x), x.shape[1])
     projections = [Projection(x, batch, max(dimensions), scaling) for scaling in scalings]
@@ -235,6 +236,22 @@ def fit_views(
     return ViewConsensus(Opinion(projections, source, fit, fitter.dof), committee)
 
 
+def fit_committee(
+    x: torch.Tensor,
+    n_categories: int,
+    batch: torch.Tensor,
+    *,
+    start: str = "mixture",
+    scalings: Sequence[float] = SCALINGS[:2],
+    **member_options,
+) -> list[Opinion]:
+    """Fit the members of a committee, see :func:`fit_member`."""
+    return [
+        fit_member(x, n_categories, batch, index=index, start=start, **member_options)
+        for index in range(MEMBERS[start] * len(scalings))
+    ]
+
+
 def fit_member(
     x: torch.Tensor,
     n_categories: int,
@@ -244,7 +261,7 @@ def fit_member(
     seed: int,
     known: torch.Tensor | None = None,
     start: str = "mixture",
-    dimensions: Sequence[int] = DIMENSIONS,
+    dimensions: Sequence[int] | None = None,
     n_seen: int | None = None,
     **mixture_options,
 ) -> Opinion:
@@ -277,6 +294,7 @@ def fit_member(
         n_seen = min(round(MEMBER_SHARE * n), max(MEMBER_CELLS, MEMBER_CELLS_PER_CATEGORY[start] * n_categories))
     # Cells that are very few must all be seen: half of a type of five is not the type.
     n_seen = min(n, max(n_seen, 20))
+    dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
     rows = some_rows(n, n_seen, known, generator=generator)
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some

@@ -1,0 +1,231 @@
+"""A condition that nobody named: two levels of one programme that cells of every type have alike.
+
+A treatment, a donor or a technology shifts cells of all types in about the same direction. Where the shift is strong,
+a type that responds more than the others is split by it, though its halves are cells of one type. Such a shift can be
+told from a difference between types without labels: it cuts most categories in two, in about the same proportion, and
+one threshold cuts all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ._gaussian import ridge_of
+from ._views import Opinion
+
+#: Distance of the levels in standard deviations inside a level: so far apart that hardly a cell is in doubt.
+MIN_SEPARATION = 4.0
+#: Cells that a category needs to be looked at, and share of them that must be on either level for it to have both.
+MIN_CELLS, MIN_SHARE = 20, 0.1
+#: Categories that must have both levels: so many, and so much of all categories and of all cells.
+MIN_MIXED, MIN_MIXED_SHARE = 3, 0.5
+#: Members of a committee that must see the condition.
+MIN_SEEN = 0.5
+#: Cells on which two members must agree, and one threshold for all categories with a threshold for each.
+MIN_AGREEMENT = 0.97
+#: Largest standard deviation of a level's place over categories, as a share of the way between levels.
+MAX_SPREAD = 0.1
+#: Largest standard deviation, over cells, of the proportion of levels in the cell's category.
+MAX_DEVIATION = 0.15
+#: Cells and coordinates that are looked at: a shift of most cells needs no more.
+MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
+_N_STARTS = 6
+_N_ITERATIONS = 60
+
+
+@dataclass(frozen=True)
+class Levels:
+    r"""Two levels of one shift inside given categories.
+
+    .. math::
+        z_n = \mu_{c_n} + h_n w + \varepsilon_n,\qquad \varepsilon\sim\mathcal N(0, \Sigma),\qquad
+        P(h_n = 1) = \rho_{c_n}
+
+    Attributes
+    ----------
+    axis
+        :math:`\Sigma^{-1}w`, ``(d,)``, in which the levels are :math:`D^2` apart.
+    separation
+        :math:`D = (w^\top\Sigma^{-1}w)^{1/2}`.
+    origin
+        Place of the lower level on the axis, in each category, ``(K,)``; in those without both levels that of all.
+    share
+        :math:`\rho`, ``(K,)``.
+    is_mixed
+        Which categories have both levels, ``(K,)``.
+    problem
+        Why this is no condition; empty if it is one.
+    """
+
+    axis: torch.Tensor
+    separation: float
+    origin: torch.Tensor
+    share: torch.Tensor
+    is_mixed: torch.Tensor
+    problem: str
+
+    def of(self, z: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
+        """Whether cells at ``z`` ``(n, d)`` of categories ``(n,)`` are on the upper level, ``(n,)``."""
+        return z.double() @ self.axis > self.origin[category] + 0.5 * self.separation**2
+
+
+class Condition:
+    """What most members of a committee see: the level of any cell, by their majority.
+
+    Parameters
+    ----------
+    members
+        Of the committee.
+    levels
+        In each member's projection and categories.
+    is_turned
+        Whether a member's upper level is the first one's lower.
+    """
+
+    def __init__(self, members: Sequence[Opinion], levels: Sequence[Levels], is_turned: Sequence[bool]):
+        self.members, self.levels, self.is_turned = list(members), list(levels), list(is_turned)
+
+    def __call__(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Whether cells are on the upper level, ``(n,)``, for log values ``(n, n_genes)`` of batches ``(n,)``."""
+        votes = [
+            levels.of(*_place(member, x, batch)) != is_turned
+            for member, levels, is_turned in zip(self.members, self.levels, self.is_turned, strict=True)
+        ]
+        return torch.stack(votes).double().mean(0) > 0.5
+
+
+@torch.no_grad()
+def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> Condition | None:
+    """Look for a condition that most members of a committee see alike.
+
+    Parameters
+    ----------
+    x
+        Log values of cells in random order, ``(n, n_genes)``; the first 5,000 are looked at.
+    batch
+        Codes, ``(n,)``.
+    committee
+        Each with a projection and categories of its own, fitted to cells of its own.
+
+    Returns
+    -------
+    Condition or None
+        `None` if fewer than half of the members see one, or if they disagree on the cells' levels.
+    """
+    x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
+    members, found, votes = [], [], []
+    for member in committee:
+        levels = two_levels(*_place(member, x, batch), len(member.order))
+        if not levels.problem:
+            members.append(member)
+            found.append(levels)
+            votes.append(levels.of(*_place(member, x, batch)))
+    if not votes or len(votes) < MIN_SEEN * len(committee):
+        return None
+    # Which level is the upper one is arbitrary.
+    is_turned = [float((vote == votes[0]).double().mean()) < 0.5 for vote in votes]
+    votes = [vote != turned for vote, turned in zip(votes, is_turned, strict=True)]
+    agreement = min((float((a == b).double().mean()) for a, b in itertools.combinations(votes, 2)), default=1.0)
+    return Condition(members, found, is_turned) if agreement >= MIN_AGREEMENT else None
+
+
+def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leading coordinates of cells in a member's projection, and their categories."""
+    return member.projections[0](x, batch)[:, :MAX_DIMENSIONS], member(x, batch).argmax(1)
+
+
+def two_levels(z: torch.Tensor, category: torch.Tensor, n_categories: int) -> Levels:
+    """Fit :class:`Levels` by expectation maximisation from the main axes of the variation inside categories.
+
+    Parameters
+    ----------
+    z
+        Coordinates, ``(n, d)``.
+    category
+        ``(n,)``.
+    n_categories
+        ``K``.
+    """
+    z = z.double()
+    members = torch.nn.functional.one_hot(category, n_categories).double()
+    size = members.sum(0).clamp_min(1e-9)
+    centre = members.T @ z / size[:, None]
+    inside = z - centre[category]
+    total = inside.T @ inside / len(z) + ridge_of(z)
+    starts = torch.linalg.eigh(total)[1][:, -_N_STARTS:].T
+    fits = sorted(
+        (_maximise(inside, members, size, total, (inside @ start > 0).double()) for start in starts),
+        key=lambda fit: fit[0],
+    )
+    judged = [_judged(z, category, centre, size, *fit[1:]) for fit in reversed(fits)]
+    # A cut through one large category can be likelier than a condition that all categories have.
+    return next((levels for levels in judged if not levels.problem), judged[0])
+
+
+def _judged(
+    z: torch.Tensor,
+    category: torch.Tensor,
+    centre: torch.Tensor,
+    size: torch.Tensor,
+    separation: float,
+    axis: torch.Tensor,
+    share: torch.Tensor,
+) -> Levels:
+    """Whether a shift is a condition."""
+    place = centre @ axis - share * separation**2
+    is_mixed = (torch.minimum(share, 1 - share) >= MIN_SHARE) & (size >= MIN_CELLS)
+    weight = size * is_mixed / (size * is_mixed).sum().clamp_min(1e-9)
+    origin = torch.where(is_mixed, place, weight @ place)
+    levels = Levels(axis, separation, origin, share, is_mixed, "")
+    one_threshold = replace(levels, origin=(weight @ place).expand_as(origin))
+    looked_at = is_mixed[category]
+    agreement = (levels.of(z, category) == one_threshold.of(z, category))[looked_at].double().mean()
+    # A category of one level is half of a type that was split: it lies where a level lies.
+    upper = levels.of(centre, torch.arange(len(size)))
+    off = torch.where(is_mixed, place, centre @ axis - upper * separation**2) - weight @ place
+    spread = float((size @ off.square() / size.sum()).sqrt()) / max(separation**2, 1e-9)
+    deviation = float((weight @ (share - weight @ share).square()).sqrt())
+    n_large, n_mixed = int((size >= MIN_CELLS).sum()), int(is_mixed.sum())
+    problem = ""
+    if separation < MIN_SEPARATION:
+        problem = f"levels are {separation:.1f} standard deviations apart"
+    elif n_mixed < max(MIN_MIXED, MIN_MIXED_SHARE * n_large) or looked_at.double().mean() < MIN_MIXED_SHARE:
+        problem = f"{n_mixed} of {n_large} categories, with {looked_at.double().mean():.0%} of the cells, have both"
+    elif agreement < MIN_AGREEMENT:
+        problem = f"one threshold is right for {agreement:.0%} of the cells"
+    elif spread > MAX_SPREAD:
+        problem = f"levels of categories are off by {spread:.2f} of the way between levels"
+    elif deviation > MAX_DEVIATION:
+        problem = f"proportions deviate by {deviation:.2f}"
+    return replace(levels, problem=problem)
+
+
+def _maximise(
+    inside: torch.Tensor, members: torch.Tensor, size: torch.Tensor, total: torch.Tensor, level: torch.Tensor
+) -> tuple[float, float, torch.Tensor, torch.Tensor]:
+    """Log-likelihood, :math:`D`, the axis and the proportions, from levels ``(n,)``."""
+    category = members.argmax(1)
+    previous = -torch.inf
+    for iteration in range(_N_ITERATIONS):
+        share = members.T @ level / size
+        variance = (level.sum() - (size * share.square()).sum()).clamp_min(1e-9)
+        shift = (level - share[category]) @ inside / variance
+        within = total - variance / len(inside) * torch.outer(shift, shift) + ridge_of(inside)
+        factor = torch.linalg.cholesky(within)
+        axis = torch.cholesky_solve(shift[:, None], factor)[:, 0]
+        # Kept off 0 and 1, from which no step would lead away.
+        prior = ((share * size + 1) / (size + 2))[category]
+        lower = inside + share[category, None] * shift
+        log_odds = lower @ axis - 0.5 * (shift @ axis) + torch.logit(prior)
+        distance2 = torch.linalg.solve_triangular(factor, lower.T, upper=False).square().sum(0)
+        log_lower = torch.log1p(-prior) - 0.5 * distance2 - factor.diagonal().log().sum()
+        log_likelihood = float((log_lower + torch.nn.functional.softplus(log_odds)).mean())
+        level = torch.sigmoid(log_odds)
+        if iteration > 5 and log_likelihood - previous < 1e-5:
+            break
+        previous = log_likelihood
+    return log_likelihood, float((shift @ axis).clamp_min(0).sqrt()), axis, members.T @ level / size

@@ -1,0 +1,152 @@
+"""A condition that nobody named: found where there is one, not elsewhere, and types do not follow it."""
+
+import numpy as np
+import pytest
+import scvi
+import torch
+
+import cplmixvi as cpl
+from cplmixvi.augment import AcrossLevels, CountThinning, Neighbours
+from cplmixvi.train._condition import MIN_SEPARATION, find_condition, two_levels
+from cplmixvi.train._views import fit_committee, no_batch
+
+
+@pytest.fixture(scope="module")
+def treated():
+    """Five types, half of whose cells have a shift that is larger in one of them."""
+    adata = cpl.datasets.simulate(600, 120, 5, n_markers=8, marker_fold=4.0, mean_counts=3_000, seed=1)
+    generator = np.random.default_rng(0)
+    is_treated = generator.random(600) < 0.5
+    counts = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
+    strength = np.where(adata.obs["type"] == adata.obs["type"].iloc[0], 12.0, 5.0)
+    programme = generator.choice(120, 15, replace=False)
+    counts[np.ix_(is_treated, programme)] = generator.poisson(
+        (counts[:, programme].mean(0) + 0.3) * strength[is_treated, None]
+    )
+    adata.X = counts.astype(np.float32)
+    adata.obs["treated"] = np.where(is_treated, "yes", "no")
+    return adata
+
+
+@pytest.fixture(scope="module")
+def trained(treated):
+    adata = treated.copy()
+    scvi.settings.seed = 0
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_categories=5, n_hidden=32)
+    model.train(max_epochs=30, enable_progress_bar=False)
+    return model
+
+
+def blobs(shift, *, share=0.5, is_placed=True, n_types=6, n=200, d=8, seed=0):
+    """Round types, a share of each moved by ``shift`` ``(n_types, d)``; placed: alike in dimension 0."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 5 * torch.randn(n_types, d, generator=generator)
+    if is_placed:
+        centres[:, 0] = 0
+    category = torch.arange(n_types).repeat_interleave(n)
+    level = torch.rand(len(category), generator=generator) < torch.as_tensor(share).expand(n_types)[category]
+    noise = torch.randn(len(category), d, generator=generator)
+    return centres[category] + noise + level[:, None] * shift[category], category, level
+
+
+def test_levels_of_a_shift_that_all_categories_have():
+    shift = torch.zeros(6, 8)
+    shift[:, 0] = 8.0
+    z, category, level = blobs(shift)
+    levels = two_levels(z, category, 6)
+    assert levels.problem == ""
+    assert levels.is_mixed.all()
+    assert levels.separation == pytest.approx(8.0, abs=0.5)
+    found = levels.of(z, category)
+    is_turned = bool((found == level).double().mean() < 0.5)
+    assert (found == (level != is_turned)).double().mean() > 0.99
+    share = torch.stack([(level[category == k] != is_turned).double().mean() for k in range(6)])
+    assert torch.allclose(levels.share, share, atol=0.02)
+
+
+def test_a_category_of_one_level_is_half_of_a_type():
+    shift = torch.zeros(6, 8)
+    shift[:, 0] = 8.0
+    z, category, level = blobs(shift)
+    # The first type was split by its level.
+    split = torch.where((category == 0) & level, 6, category)
+    levels = two_levels(z, split, 7)
+    assert levels.problem == ""
+    assert levels.is_mixed.tolist() == [False] + [True] * 5 + [False]
+    agreement = (levels.of(z, split) == level).double().mean()
+    assert max(agreement, 1 - agreement) > 0.99
+
+
+@pytest.mark.parametrize("case", ["none", "weak", "one type", "own direction", "other places", "other shares"])
+def test_what_is_no_condition(case):
+    shift, share = torch.zeros(6, 8), 0.5
+    if case == "weak":
+        shift[:, 0] = 1.5
+    elif case == "one type":
+        shift[0, 0] = 10.0
+    elif case == "own direction":
+        shift = 10 * torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    elif case != "none":
+        shift[:, 0] = 8.0
+    if case == "other shares":
+        share = torch.tensor([0.12, 0.88, 0.15, 0.85, 0.12, 0.88])
+    z, category, _ = blobs(shift, share=share, is_placed=case != "other places")
+    assert two_levels(z, category, 6).problem
+
+
+def test_one_category_with_few_cells_and_no_variation():
+    levels = two_levels(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long), 2)
+    assert levels.problem
+    assert levels.separation < MIN_SEPARATION
+
+
+def test_a_committee_finds_the_treatment_and_nothing_without_it(treated):
+    for name, expected in (("all", True), ("yes", False)):
+        some = treated if name == "all" else treated[treated.obs["treated"] == name]
+        x = torch.from_numpy(np.asarray(cpl.pp.log_normalize(some.X), dtype=np.float32))
+        committee = fit_committee(x, 5, no_batch(x), scalings=(0.5,), seed=0)
+        condition = find_condition(x, no_batch(x), committee)
+        assert (condition is not None) is expected
+        if expected:
+            level = condition(x, no_batch(x)).numpy()
+            agreement = np.mean(level == (some.obs["treated"] == "yes"))
+            assert max(agreement, 1 - agreement) > 0.98
+
+
+def test_types_do_not_follow_a_condition_that_nobody_named(treated, trained):
+    labels = trained.predict()
+    assert cpl.metrics.ari(treated.obs["type"], labels) > 0.9
+    assert cpl.metrics.nmi(treated.obs["treated"], labels) < 0.05
+    assert "two levels of one shift" in str(trained.report())
+    # Only while it trains are copies of both levels.
+    assert isinstance(trained.module.augmenter, CountThinning)
+
+
+def test_the_levels_are_written_for_the_cells_they_are_of(treated, trained, tmp_path):
+    adata = trained.adata.copy()
+    cpl.tl.annotate(adata, trained)
+    level = adata.obs["cplmixvi_condition"]
+    table = np.array([[np.sum((level == a) & (adata.obs["treated"] == b)) for b in ("no", "yes")] for a in "01"])
+    assert max(np.trace(table), np.trace(table[::-1])) > 0.98 * adata.n_obs
+    some = adata[:100].copy()
+    cpl.tl.annotate(some, trained)
+    assert "cplmixvi_condition" not in some.obs
+    trained.save(tmp_path / "model")
+    assert np.array_equal(cpl.CplMixVI.load(tmp_path / "model", trained.adata).condition_, trained.condition_)
+
+
+def test_it_can_be_left_out_or_named(treated):
+    adata = treated.copy()
+    cpl.CplMixVI.setup_anndata(adata)
+    for augment, find in (("auto", False), ("across=treated+thin", True), (Neighbours(), True)):
+        model = cpl.CplMixVI(adata, n_categories=5, n_hidden=8, n_arms=1, augment=augment)
+        model.train(max_epochs=1, enable_progress_bar=False, find_condition=find)
+        assert model.condition_ is None
+
+
+def test_levels_stand_for_a_column_of_obs(treated):
+    level = (treated.obs["treated"] == "yes").to_numpy().astype(np.int8)
+    augmenter = AcrossLevels(level)
+    augmenter.check(treated)
+    assert np.array_equal(augmenter.conditions(None), level)
