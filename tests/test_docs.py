@@ -1,6 +1,7 @@
 """The documentation says what is there: names, tests, commands and imports that it mentions exist."""
 
 import ast
+import importlib.util
 import json
 import re
 from importlib import import_module
@@ -158,3 +159,22 @@ def test_commands_of_workflows_run(command, make_counts, tmp_path, capsys):
     # What the gate of the page reads.
     assert {"consensus", "categories_used"} <= set(line)
     assert (tmp_path / "out.h5ad").exists()
+
+
+def test_benchmark_page_has_the_numbers_of_the_harness():
+    spec = importlib.util.spec_from_file_location("docs_pages", DOCS / "_pages.py")
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    results = ROOT / "benchmarks" / "results"
+    rows = pages.read_lines(results / "types.jsonl")
+    table = re.search(r"## ARI\n\n(.*?)\n\n", (results / "types.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    ari, n_compared = pages.means(rows, "ari"), 0
+    for method, *values in lines:
+        for data, value in zip(head[1:-1], values[:-1], strict=True):
+            if value != "nan":
+                assert ari[method][data][0] == pytest.approx(float(value), abs=6e-4), (method, data)
+                n_compared += 1
+    assert n_compared > 50
+    assert set(pages.METHODS) >= set(ari)
+    assert set(pages.DATA) >= {row["data"] for row in rows}
