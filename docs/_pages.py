@@ -119,7 +119,7 @@ def draw_types(rows: list[dict], path: Path) -> None:
     table = means(rows, "ari")
     known = [data for data in DATA if data != "simulated115" and any(data in by for by in table.values())]
     colours = {"cplmixvi": "#0b4f8a", "cplmixvi_1arm": "#6ea6d7", "cplmixvi_own_k": "#d1742f"}
-    figure, ax = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     for x, data in enumerate(known):
         others = [by[data][0] for method, by in table.items() if data in by and method not in OURS]
         ax.plot([x] * len(others), others, "o", color="0.75", markersize=5, zorder=1)
@@ -132,7 +132,7 @@ def draw_types(rows: list[dict], path: Path) -> None:
     ax.set_xticks(range(len(known)), [DATA[data].replace(" ", "\n") for data in known], fontsize=8)
     ax.set(ylabel="adjusted Rand index", ylim=(0, 1.05))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=7.5, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    ax.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

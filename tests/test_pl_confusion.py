@@ -66,6 +66,12 @@ class TestConfusion:
         np.testing.assert_allclose(tree.get_lines()[0].get_xdata(), [0, 0, 1, 1])
         assert tree.get_title(loc="left").startswith("ACC 1.00")
 
+    def test_long_names_make_the_figure_wider(self, make_annotated):
+        adata = make_annotated(3)
+        before = pl.confusion(adata, "truth").figure.get_figwidth()
+        adata.obs["truth"] = "a type that has a very long name: " + adata.obs["truth"].astype(str)
+        assert pl.confusion(adata, "truth").figure.get_figwidth() > before + 0.5
+
     def test_dendrogram_puts_unassigned_cells_right_of_a_line(self, make_annotated):
         adata = make_annotated(2, sizes=[30, 20])
         adata.obs["cplmixvi"] = adata.obs["cplmixvi"].cat.add_categories("unassigned")

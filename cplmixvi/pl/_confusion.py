@@ -99,8 +99,10 @@ def confusion(
     shares = _normalised(counts, normalize)
 
     with style():
+        longest = max(len(shorten(str(name))) for name in counts.index)
         size = (
-            float(np.clip(2.8 + 0.21 * counts.shape[1], 3.8, 8.0)),
+            # Long names of types take room beside the heat map, not from it.
+            float(np.clip(2.8 + 0.21 * counts.shape[1], 3.8, 8.0)) + 0.06 * max(longest - 14, 0),
             float(np.clip(1.2 + 0.21 * counts.shape[0], 2.4, 8.5)),
         )
         ax = new_or_given(ax, size)
