@@ -1,14 +1,17 @@
 # make demo   annotate a real data set from nothing: sets up .venv, installs, runs
 # make test   run the tests in that environment
+# make docs   build the documentation in docs/_build/html, without a network and without running notebooks
+# make tutorials   run the notebooks and save their outputs; ARGS=tutorials/01_quickstart.ipynb for one
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := cplmixvi tests $(wildcard benchmarks)
+DOC_STAMP := $(VENV)/.installed-doc
+SOURCES := cplmixvi tests $(wildcard benchmarks docs tutorials)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv test lint demo clean check-python
+.PHONY: venv test lint demo docs tutorials clean check-python
 
 venv: $(STAMP)
 
@@ -31,6 +34,17 @@ lint: venv
 demo: venv
 	$(BIN)/cplmixvi demo --out demo
 
+$(DOC_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[doc,tutorial]"
+	@touch $@
+
+docs: $(DOC_STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+tutorials: $(DOC_STAMP)
+	$(BIN)/python tutorials/execute.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) demo build dist scvi_log lightning_logs .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
+	rm -rf $(VENV) demo build docs/_build docs/generated docs/tutorials dist scvi_log lightning_logs .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
 	find cplmixvi tests -name __pycache__ -type d -prune -exec rm -rf {} +

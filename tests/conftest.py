@@ -60,3 +60,35 @@ def fitted_states(make_counts):
     model = cpl.CplMixVI(adata, n_categories=3, n_hidden=32, state_prior="type")
     model.train(max_epochs=150, enable_progress_bar=False)
     return adata, model
+
+
+@pytest.fixture(scope="session")
+def make_annotated():
+    """A factory of AnnData that look as ``tl.annotate`` leaves them, with known sizes and consensus."""
+
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+
+    def make(n_categories=3, n_arms=2, key="cplmixvi", sizes=None):
+        sizes = np.arange(1, n_categories + 1) * 10 if sizes is None else np.asarray(sizes)
+        codes = np.repeat(np.arange(n_categories), sizes)
+        categories = np.array([str(2 * i) for i in range(n_categories)], dtype=object)
+        adata = ad.AnnData(np.zeros((len(codes), 2), dtype=np.float32))
+        adata.obs[key] = pd.Categorical(categories[codes], categories=categories)
+        adata.obs[f"{key}_confidence"] = np.linspace(0, 1, len(codes), dtype=np.float32)
+        adata.obs["truth"] = pd.Categorical([f"type {'abcdefghijklmnopqrstuvwxyz'[c % 26]}{c // 26}" for c in codes])
+        adata.obsm[f"X_{key}"] = np.stack([codes, -codes], axis=1).astype(np.float32)
+        epochs = np.arange(1, 6)
+        result = {
+            "categories": categories,
+            "history": {"elbo_train": 100.0 / epochs, "elbo_validation": 110.0 / epochs, "entropy_train": 1.0 / epochs},
+        }
+        if n_arms > 1:
+            matrix = np.full((n_categories, n_categories), 0.1, dtype=np.float32)
+            np.fill_diagonal(matrix, 0.9 - 0.5 * np.arange(n_categories) / n_categories)
+            result |= {"consensus": matrix, "consensus_by_category": np.diag(matrix).copy()}
+        adata.uns[key] = result
+        return adata
+
+    return make

@@ -17,40 +17,30 @@ def _close_figures():
     plt.close("all")
 
 
-@pytest.fixture
-def make_annotated():
-    """A factory of AnnData that look as ``tl.annotate`` leaves them, with known sizes and consensus."""
-
-    def make(n_categories=3, n_arms=2, key="cplmixvi", sizes=None):
-        sizes = np.arange(1, n_categories + 1) * 10 if sizes is None else np.asarray(sizes)
-        codes = np.repeat(np.arange(n_categories), sizes)
-        categories = np.array([str(2 * i) for i in range(n_categories)], dtype=object)
-        adata = ad.AnnData(np.zeros((len(codes), 2), dtype=np.float32))
-        adata.obs[key] = pd.Categorical(categories[codes], categories=categories)
-        adata.obs[f"{key}_confidence"] = np.linspace(0, 1, len(codes), dtype=np.float32)
-        adata.obs["truth"] = pd.Categorical([f"type {'abcdefghijklmnopqrstuvwxyz'[c % 26]}{c // 26}" for c in codes])
-        adata.obsm[f"X_{key}"] = np.stack([codes, -codes], axis=1).astype(np.float32)
-        epochs = np.arange(1, 6)
-        result = {
-            "categories": categories,
-            "history": {"elbo_train": 100.0 / epochs, "elbo_validation": 110.0 / epochs, "entropy_train": 1.0 / epochs},
-        }
-        if n_arms > 1:
-            matrix = np.full((n_categories, n_categories), 0.1, dtype=np.float32)
-            np.fill_diagonal(matrix, 0.9 - 0.5 * np.arange(n_categories) / n_categories)
-            result |= {"consensus": matrix, "consensus_by_category": np.diag(matrix).copy()}
-        adata.uns[key] = result
-        return adata
-
-    return make
-
-
 def labels_of(axis):
     return [text.get_text() for text in axis.get_ticklabels()]
 
 
 def image_of(ax):
     return np.asarray(ax.images[0].get_array())
+
+
+def test_a_backend_that_is_loaded_by_the_first_figure_stays_interactive(make_annotated, monkeypatch):
+    import matplotlib
+
+    was, subplots = matplotlib.is_interactive(), plt.subplots
+
+    def loading(*args, **kwargs):
+        # What the backend of notebooks does when its first figure is made.
+        matplotlib.interactive(True)
+        return subplots(*args, **kwargs)
+
+    monkeypatch.setattr(plt, "subplots", loading)
+    try:
+        pl.consensus(make_annotated(3))
+        assert matplotlib.is_interactive()
+    finally:
+        matplotlib.interactive(was)
 
 
 class TestConsensus:
@@ -172,51 +162,6 @@ class TestTraining:
         with pytest.raises(ValueError, match="3 Axes for 2 metrics"):
             pl.training(make_annotated(), ax=axes)
         assert pl.training(make_annotated(), metrics=["elbo", "entropy"], ax=axes[:2])[0] is axes[0]
-
-
-class TestConfusion:
-    def test_perfect_labels_give_a_diagonal(self, make_annotated):
-        ax = pl.confusion(make_annotated(4), "truth")
-        np.testing.assert_array_equal(image_of(ax), np.eye(4))
-        assert ax.get_title(loc="left") == "ACC 1.00   NMI 1.00   ARI 1.00"
-        assert labels_of(ax.yaxis)[0] == "type d0 (40)"
-        assert labels_of(ax.xaxis) == ["6", "4", "2", "0"]
-
-    def test_surplus_categories_stand_right_of_a_line(self, make_annotated):
-        adata = make_annotated(3, sizes=[30, 20, 10])
-        adata.obs["truth"] = adata.obs["truth"].astype(str).replace("type c0", "type a0")
-        ax = pl.confusion(adata, "truth")
-        assert labels_of(ax.xaxis) == ["0", "2", "4"]
-        np.testing.assert_allclose(image_of(ax), [[0.75, 0, 0.25], [0, 1, 0]])
-        assert [line.get_xdata()[0] for line in ax.get_lines()] == [1.5]
-
-    def test_surplus_types_stand_below(self, make_annotated):
-        adata = make_annotated(3, sizes=[30, 20, 10])
-        adata.obs["cplmixvi"] = pd.Categorical(adata.obs["cplmixvi"].astype(str).replace("4", "0"))
-        ax = pl.confusion(adata, "truth")
-        assert labels_of(ax.yaxis)[-1] == "type c0 (10)"
-        np.testing.assert_allclose(image_of(ax), [[1, 0], [0, 1], [1, 0]])
-
-    @pytest.mark.parametrize(("normalize", "first"), [("reference", 0.75), ("category", 1.0), (None, 30)])
-    def test_normalize(self, make_annotated, normalize, first):
-        adata = make_annotated(3, sizes=[30, 20, 10])
-        adata.obs["truth"] = adata.obs["truth"].astype(str).replace("type c0", "type a0")
-        assert image_of(pl.confusion(adata, "truth", normalize=normalize))[0, 0] == first
-
-    def test_cells_without_a_type_are_left_out(self, make_annotated):
-        adata = make_annotated(3)
-        adata.obs["truth"] = adata.obs["truth"].astype(object)
-        adata.obs.iloc[:10, adata.obs.columns.get_loc("truth")] = np.nan
-        assert image_of(pl.confusion(adata, "truth")).shape == (2, 2)
-        assert image_of(pl.confusion(adata, "truth", ignore=("type b0",))).shape == (1, 1)
-
-    def test_no_cell_with_a_type(self, make_annotated):
-        with pytest.raises(ValueError, match="names no type for any cell"):
-            pl.confusion(make_annotated(1), "truth", ignore=("type a0",))
-
-    def test_missing_reference_names_the_columns_there(self, make_annotated):
-        with pytest.raises(ValueError, match=r"reference_key='cell_type'.*columns there: cplmixvi"):
-            pl.confusion(make_annotated(), "cell_type")
 
 
 class TestStates:

@@ -31,7 +31,7 @@ KEYED: dict[str, Callable[[str], Augmenter]] = {
     "neighbours": lambda key: Neighbours(use_rep=key),
 }
 
-Augment = str | Augmenter | Sequence["str | Augmenter"] | None
+Augment = str | Augmenter | Sequence[str | Augmenter] | None
 
 
 def resolve(augment: Augment, likelihood: str) -> Augmenter:

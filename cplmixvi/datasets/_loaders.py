@@ -50,7 +50,7 @@ def pbmc4k() -> AnnData:
 
 
 def worm_neurons() -> AnnData:
-    """Neurons of *C. elegans*.
+    """Neurons of the worm *Caenorhabditis elegans*.
 
     Cao et al. 2017, Science 357:661, as distributed with scDeepCluster.
 

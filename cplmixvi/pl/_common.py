@@ -42,10 +42,15 @@ _STYLE = {
 @contextmanager
 def style() -> Iterator[None]:
     """Small fonts and thin lines for the artists made inside; the caller's own settings come back afterwards."""
-    from matplotlib import rc_context
+    from matplotlib import rcParams
 
-    with rc_context(_STYLE):
+    # Only what is ours: rc_context would also take back that the first figure in a notebook switches on its display.
+    before = {name: rcParams[name] for name in _STYLE}
+    rcParams.update(_STYLE)
+    try:
         yield
+    finally:
+        rcParams.update(before)
 
 
 def new_or_given(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
@@ -120,7 +125,8 @@ def sequential(cmap: str | Colormap | None) -> str | Colormap:
 
 
 def dress(ax: Axes) -> None:
-    """Give an Axes that the caller made the same small fonts as one of ours."""
+    """Give an Axes that the caller made the same small fonts and open sides as one of ours."""
+    ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=_STYLE["xtick.labelsize"])
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_size(_STYLE["axes.labelsize"])
@@ -164,3 +170,13 @@ def shorten(label: str, limit: int = 32) -> str:
 def text_colour(value: float) -> str:
     """Choose a colour that can be read on an entry of ``value`` (0 to 1) of the sequential palette."""
     return "white" if value > 0.45 else "0.2"
+
+
+def stored_order(result: Mapping[str, Any], key: str) -> list[str]:
+    """Names of the categories in the order that ``tl.order_categories`` wrote, which has those with cells only."""
+    if "order" not in result:
+        raise ValueError(
+            f"order='dendrogram' was given but adata.uns[{key!r}]['order'] is missing; "
+            f"run cplmixvi.tl.order_categories(adata, {key!r}) first or pass another order."
+        )
+    return [str(name) for name in result["order"]]

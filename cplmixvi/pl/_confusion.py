@@ -19,6 +19,7 @@ from cplmixvi.pl._common import (
     sequential,
     settle,
     shorten,
+    stored_order,
     style,
     text_colour,
 )
@@ -41,6 +42,7 @@ def confusion(
     key: str = "cplmixvi",
     *,
     normalize: Literal["reference", "category"] | None = "reference",
+    order: Literal["matching", "dendrogram"] = "matching",
     ignore: Sequence[str] = (),
     annotate: bool | None = None,
     cmap: str | Colormap | None = None,
@@ -48,9 +50,9 @@ def confusion(
 ) -> Axes:
     """Draw reference types against categories.
 
-    Columns follow the one-to-one matching of categories and types that gives the accuracy, so that a good annotation
-    shows a diagonal; categories without a partner stand to the right of a line, and cells that are unassigned, which
-    are never correct, to the right of these.
+    By default columns follow the one-to-one matching of categories and types that gives the accuracy, so that a good
+    annotation shows a diagonal; categories without a partner stand to the right of a line, and cells that are
+    unassigned, which are never correct, to the right of these.
 
     Parameters
     ----------
@@ -62,6 +64,9 @@ def confusion(
         The ``key_added`` of the annotation.
     normalize
         Make each row (``"reference"``) or each column (``"category"``) sum to 1, or show cells (``None``).
+    order
+        ``"matching"``, or ``"dendrogram"``: columns in the order of :func:`cplmixvi.tl.order_categories` with its tree
+        above them, and rows by the columns in which their cells are.
     ignore
         Reference labels that mean "unknown"; their cells are left out, as are those without a label.
     annotate
@@ -78,21 +83,26 @@ def confusion(
     Raises
     ------
     ValueError
-        If the result or the reference column is missing, no cell has a reference type, or ``normalize`` is not one of
-        those above.
+        If the result or the reference column is missing, no cell has a reference type, the categories have not been
+        ordered, or an option is not one of those above.
     """
     check_choice(normalize, ("reference", "category", None), argument="normalize")
-    read_result(adata, key)
+    check_choice(order, ("matching", "dendrogram"), argument="order")
+    result = read_result(adata, key)
+    leaves = stored_order(result, key) if order == "dendrogram" else None
     truth, labels = _labelled(adata, reference_key, key, ignore)
     # Uncertain cells are no category that a type could be matched to.
     assigned = labels.where(labels != UNASSIGNED)
     partner = metrics.match_categories(truth, assigned, ignore=ignore)
-    counts = _matched(metrics.confusion(truth, labels, ignore=ignore), partner)
+    counts = metrics.confusion(truth, labels, ignore=ignore)
+    counts = _matched(counts, partner) if leaves is None else _along_tree(counts, leaves)
     shares = _normalised(counts, normalize)
 
     with style():
+        longest = max(len(shorten(str(name))) for name in counts.index)
         size = (
-            float(np.clip(2.8 + 0.21 * counts.shape[1], 3.8, 8.0)),
+            # Long names of types take room beside the heat map, not from it.
+            float(np.clip(2.8 + 0.21 * counts.shape[1], 3.8, 8.0)) + 0.06 * max(longest - 14, 0),
             float(np.clip(1.2 + 0.21 * counts.shape[0], 2.4, 8.5)),
         )
         ax = new_or_given(ax, size)
@@ -102,14 +112,20 @@ def confusion(
         )
         if annotate or (annotate is None and max(counts.shape) <= _MAX_ANNOTATED):
             _write_values(ax, shares.to_numpy(), top, as_share=normalize is not None)
-        if len(partner) < counts.shape[1]:
-            ax.axvline(len(partner) - 0.5, color="black", linewidth=0.8)
+        n_left = len(partner) if leaves is None else len(leaves)
+        if n_left < counts.shape[1]:
+            ax.axvline(n_left - 0.5, color="black", linewidth=0.8)
         ax.set(xlabel=f"category ({key})", ylabel=f"{reference_key} (cells)")
         dress(ax)
         label_ticks(ax.xaxis, [shorten(str(name)) for name in counts.columns])
         label_ticks(ax.yaxis, [f"{shorten(str(name))} ({n:,})" for name, n in counts.sum(axis=1).items()])
         ax.spines[:].set_visible(True)
-        ax.set_title(_scores(truth, assigned, ignore), loc="left")
+        if leaves is None:
+            ax.set_title(_scores(truth, assigned, ignore), loc="left")
+        else:
+            _tree(ax, np.asarray(result["linkage"], dtype=float)).set_title(
+                _scores(truth, assigned, ignore), loc="left"
+            )
         colour_bar(ax, image, _BAR_LABELS[normalize], (1.02, 0.0, 0.025, 1.0))
         settle(ax)
     return ax
@@ -137,6 +153,33 @@ def _matched(counts: pd.DataFrame, partner: dict) -> pd.DataFrame:
     extra = [column for column in counts.columns if column not in column_of.values()]
     extra.sort(key=lambda column: (column == UNASSIGNED, position[counts[column].idxmax()], -counts[column].sum()))
     return counts.loc[paired + alone, [column_of[row] for row in paired] + extra]
+
+
+def _along_tree(counts: pd.DataFrame, leaves: Sequence[str]) -> pd.DataFrame:
+    """Columns as the tree has them, the unassigned last, and rows by the mean position of their cells."""
+    counts = counts.reindex(columns=[*leaves, *(column for column in counts.columns if column not in leaves)])
+    counts = counts.fillna(0)
+    shares = counts[list(leaves)].to_numpy(dtype=float)
+    # Squared, so that the column with most cells counts for more than a few cells far away.
+    weight = shares**2
+    centre = weight @ np.arange(len(leaves)) / np.maximum(weight.sum(axis=1), 1e-12)
+    return counts.iloc[np.argsort(centre, kind="stable")]
+
+
+def _tree(ax: Axes, linkage: np.ndarray) -> Axes:
+    """Draw the dendrogram of the first columns above the heat map."""
+    from scipy.cluster.hierarchy import dendrogram
+
+    above = ax.inset_axes((0.0, 1.02, 1.0, 0.2), sharex=ax)
+    drawn = dendrogram(linkage, no_plot=True)
+    for x, y in zip(drawn["icoord"], drawn["dcoord"], strict=True):
+        # Leaves of scipy's drawing are at 5, 15, 25, ...
+        above.plot((np.array(x) - 5) / 10, y, color="0.3", linewidth=0.8, solid_capstyle="round")
+    above.set_ylim(bottom=0)
+    above.tick_params(axis="x", bottom=False, labelbottom=False)
+    above.set_yticks([])
+    above.spines[:].set_visible(False)
+    return above
 
 
 def _normalised(counts: pd.DataFrame, normalize: str | None) -> pd.DataFrame:

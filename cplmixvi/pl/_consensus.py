@@ -17,6 +17,7 @@ from cplmixvi.pl._common import (
     sequential,
     settle,
     shorten,
+    stored_order,
     style,
     text_colour,
 )
@@ -111,12 +112,7 @@ def consensus(
 
 def _stored(result: Mapping[str, Any], key: str, categories: list[str]) -> np.ndarray:
     """Positions of the categories in the order that ``tl.order_categories`` wrote."""
-    if "order" not in result:
-        raise ValueError(
-            f"order='dendrogram' was given but adata.uns[{key!r}]['order'] is missing; "
-            f"run cplmixvi.tl.order_categories(adata, {key!r}) first or pass another order."
-        )
-    rank = {str(name): i for i, name in enumerate(result["order"])}
+    rank = {name: i for i, name in enumerate(stored_order(result, key))}
     # Categories of which all cells are unassigned are not in the dendrogram: they come last.
     return np.argsort([rank.get(name, len(rank)) for name in categories], kind="stable")
 

@@ -1,0 +1,153 @@
+"""Pages that are made from other files of the repository each time the documentation is built.
+
+The benchmark page is made from the lines of JSON that the harnesses in ``benchmarks/`` wrote, and the tutorials are the
+notebooks in ``tutorials/``. Nothing of this is kept under version control.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+#: Data sets of the benchmark of types, with the number of reference types.
+DATA = {
+    "pbmc4k": "pbmc4k (8)",
+    "worm": "worm (10)",
+    "zeisel7": "zeisel7 (7)",
+    "tasic2016": "tasic2016 (23)",
+    "kang": "kang (13)",
+    "zeisel48": "zeisel48 (47)",
+    "paul": "paul (19)",
+    "scmix": "scmix (3)",
+    "simulated115": "simulated (115)",
+}
+METHODS = {
+    "pca_kmeans": "PCA + k-means",
+    "pca_gmm": "PCA + Gaussian mixture",
+    "pca_leiden": "PCA + Leiden at K",
+    "pca_leiden1": "PCA + Leiden at resolution 1",
+    "pca_scaled_kmeans": "PCA, genes scaled, + k-means",
+    "pca_scaled_gmm": "PCA, genes scaled, + Gaussian mixture",
+    "pca_scaled_leiden": "PCA, genes scaled, + Leiden at K",
+    "pca_scaled_leiden1": "PCA, genes scaled, + Leiden at resolution 1",
+    "scvi_kmeans": "scVI + k-means",
+    "scvi_gmm": "scVI + Gaussian mixture",
+    "scvi_leiden": "scVI + Leiden at K",
+    "scvi_leiden1": "scVI + Leiden at resolution 1",
+    "paper_1arm": "the paper's objective, 1 arm",
+    "paper": "the paper's objective, 2 arms",
+    "cplmixvi_1arm": "cplmixvi, 1 arm",
+    "cplmixvi": "cplmixvi (2 arms, default)",
+    "cplmixvi_own_k": "cplmixvi, number of types of its own",
+}
+OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_own_k")
+SCORES = {"ari": "Adjusted Rand index", "accuracy": "Accuracy of one-to-one matching", "nmi": "NMI"}
+
+
+def write_all(docs: Path) -> None:
+    """Write every page that is made from something else into ``docs``."""
+    made = docs / "generated"
+    made.mkdir(exist_ok=True)
+    results = docs.parent / "benchmarks" / "results"
+    rows = read_lines(results / "types.jsonl")
+    (made / "benchmark_types.md").write_text(types_page(rows), encoding="utf-8")
+    draw_types(rows, made / "benchmark_types.png")
+    for name in ("augmenters", "augmenter_copies", "states", "states_held_out"):
+        (made / f"benchmark_{name}.md").write_text(without_title(results / f"{name}.md"), encoding="utf-8")
+    copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Read one run a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def means(rows: list[dict], score: str) -> dict[str, dict[str, tuple[float, int]]]:
+    """Mean over seeds and their number, by method and data set."""
+    values = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        value = row.get(score)
+        if value is not None and not math.isnan(value):
+            # A later line about the same run replaces an earlier one, as in the harness.
+            values[row["method"]][row["data"]][row["seed"]] = value
+    return {
+        method: {data: (sum(seeds.values()) / len(seeds), len(seeds)) for data, seeds in by_data.items()}
+        for method, by_data in values.items()
+    }
+
+
+def types_page(rows: list[dict]) -> str:
+    """Tables of the benchmark of types in Markdown."""
+    known = [data for data in DATA if any(row["data"] == data for row in rows)]
+    parts = []
+    for score, title in SCORES.items():
+        table = means(rows, score)
+        best = {data: max(round(by[data][0], 2) for by in table.values() if data in by) for data in known}
+        lines = [
+            f"### {title}",
+            "",
+            "| | " + " | ".join(DATA[data] for data in known) + " |",
+            "|---" * (len(known) + 1) + "|",
+        ]
+        for method, label in METHODS.items():
+            if method not in table:
+                continue
+            cells = []
+            for data in known:
+                if data not in table[method]:
+                    cells.append("-")
+                    continue
+                value, n_seeds = table[method][data]
+                text = f"{value:.2f}"
+                text = f"**{text}**" if round(value, 2) == best[data] else text
+                cells.append(f"{text} <small>({n_seeds})</small>")
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_types(rows: list[dict], path: Path) -> None:
+    """Draw the adjusted Rand index of every method on every data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table = means(rows, "ari")
+    known = [data for data in DATA if data != "simulated115" and any(data in by for by in table.values())]
+    colours = {"cplmixvi": "#0b4f8a", "cplmixvi_1arm": "#6ea6d7", "cplmixvi_own_k": "#d1742f"}
+    figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for x, data in enumerate(known):
+        others = [by[data][0] for method, by in table.items() if data in by and method not in OURS]
+        ax.plot([x] * len(others), others, "o", color="0.75", markersize=5, zorder=1)
+        for shift, method in zip((-0.12, 0.0, 0.12), OURS, strict=True):
+            if data in table.get(method, {}):
+                ax.plot(x + shift, table[method][data][0], "D", color=colours[method], markersize=6, zorder=2)
+    ax.plot([], [], "o", color="0.75", label="baselines and the paper's objective")
+    for method in OURS:
+        ax.plot([], [], "D", color=colours[method], label=METHODS[method])
+    ax.set_xticks(range(len(known)), [DATA[data].replace(" ", "\n") for data in known], fontsize=8)
+    ax.set(ylabel="adjusted Rand index", ylim=(0, 1.05))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=7.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def without_title(path: Path) -> str:
+    """Text of a page of results whose headings are one level deeper, without its title."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    body = [line for line in lines if not line.startswith("# ")]
+    return "\n".join(f"#{line}" if line.startswith("## ") else line for line in body).strip() + "\n"
+
+
+def copy_tutorials(source: Path, target: Path) -> None:
+    """Copy the notebooks, with their saved outputs."""
+    target.mkdir(exist_ok=True)
+    for old in target.glob("*.ipynb"):
+        old.unlink()
+    for notebook in sorted(source.glob("*.ipynb")):
+        shutil.copy(notebook, target / notebook.name)

@@ -1,0 +1,180 @@
+"""The documentation says what is there: names, tests, commands and imports that it mentions exist."""
+
+import ast
+import importlib.util
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import cplmixvi as cpl
+from cplmixvi.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, TUTORIALS = ROOT / "docs", ROOT / "tutorials"
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the sdist")
+
+ROOMS = ("pp", "tl", "pl", "metrics", "datasets", "augment", "io", "sklearn", "baselines", "train", "module")
+
+
+def text(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def code_of(notebook):
+    """Source of the code cells, without the lines that are not Python."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return "\n".join(line for source in sources for line in source.splitlines() if not line.startswith(("!", "%")))
+
+
+def python_blocks(path):
+    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL))
+
+
+PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("*/*.md")), ROOT / "README.md"]
+PAGES = [page for page in PAGES if page.parent.name != "generated"]
+NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_reference_lists_all_public_names_and_no_others(room):
+    page = text(f"docs/api/{room}.md")
+    listed = {line.strip() for line in page.splitlines() if re.fullmatch(r"   [A-Za-z]\w*", line)}
+    listed |= set(re.findall(r"`([A-Za-z_]+)`", page)) & set(import_module(f"cplmixvi.{room}").__all__)
+    assert listed == set(import_module(f"cplmixvi.{room}").__all__)
+
+
+def test_reference_lists_the_top_level():
+    listed = set(re.findall(r"^   (\w+)$", text("docs/api/model.md"), flags=re.MULTILINE))
+    assert listed | {room for room in ROOMS if f"{{doc}}`{room}`" in text("docs/api/index.md")} >= set(cpl.__all__)
+
+
+def test_tests_that_keep_promises_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text("docs/promises.md"))
+    assert len(named) > 30
+    for file, name in named:
+        assert re.search(rf"^\s*def {name}\(", text(f"tests/{file}"), flags=re.MULTILINE), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("source", [*NOTEBOOKS, *PAGES], ids=lambda path: path.name)
+def test_names_in_code_exist(source):
+    code = code_of(source) if source.suffix == ".ipynb" else python_blocks(source)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node).split(".")
+            if dotted[0] in ("cpl", "cplmixvi") and all(part.isidentifier() for part in dotted):
+                found = cpl
+                for part in dotted[1:]:
+                    found = getattr(found, part)
+
+
+@pytest.mark.parametrize("source", PAGES, ids=lambda path: path.name)
+def test_links_to_the_reference_lead_somewhere(source):
+    for name in re.findall(r"\{(?:func|class|meth|mod)\}`([\w.]+)`", source.read_text(encoding="utf-8")):
+        module, found = cpl, None
+        for part in name.split(".")[1:]:
+            try:
+                found = getattr(module, part)
+            except AttributeError:
+                found = import_module(f"cplmixvi.{part}")
+            module = found
+        assert module is not None, name
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_were_run_from_top_to_bottom_without_an_error(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert notebook.stat().st_size < 1_000_000
+
+
+def test_drawing_of_the_rooms_is_that_of_the_imports():
+    drawn = {}
+    for line in text("docs/contributing.md").splitlines():
+        match = re.match(r" (\w+) +\S.*?(?:<- (.*))?$", line)
+        if match and (ROOT / "cplmixvi" / match[1]).exists() or (match and match[1] == "_constants"):
+            drawn[match[1]] = set((match[2] or "").replace(" ", "").split(",")) - {""}
+    imports = {room: imports_of(room) for room in drawn}
+    assert set(drawn) == {path.name for path in (ROOT / "cplmixvi").iterdir() if (path / "__init__.py").exists()} | {
+        "_constants"
+    }
+    assert drawn == imports
+    order = list(drawn)
+    for room, above in drawn.items():
+        assert all(order.index(other) < order.index(room) for other in above), room
+
+
+def imports_of(room):
+    """Rooms that the files of a room import, wherever in the file; what is imported for type checkers alone too."""
+    package = ROOT / "cplmixvi"
+    found = set()
+    for file in (
+        [package / f"{room}.py"] if (package / f"{room}.py").exists() else sorted((package / room).rglob("*.py"))
+    ):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if node.level == 0 and (node.module or "").split(".")[0] == "cplmixvi":
+                parts = node.module.split(".")[1:]
+                found |= {parts[0]} if parts else {alias.name for alias in node.names}
+    # The class itself is imported from the top in some places.
+    return {"model" if name == "CplMixVI" else name for name in found} - {room}
+
+
+def commands_of_snippets():
+    """Commands of the workflow languages with their variables filled in."""
+    page = text("docs/howto/pipeline.md")
+    snakemake = re.search(r'shell:\s+"(cplmixvi .*?)"', page)[1]
+    options = re.search(r'options="(.*?)"', page)[1]
+    filled = {"{input}": "IN", "{output.cells}": "OUT", "{params.options}": options, "{threads}": "1"}
+    filled["{output.summary}"] = "SUMMARY"
+    nextflow = re.search(r'"""\s+(cplmixvi .*?)\s+"""', page)[1]
+    filled |= {"${counts}": "IN", "${counts.baseName}_annotated.h5ad": "OUT", "${counts.baseName}.json": "SUMMARY"}
+    filled["${task.cpus}"] = "1"
+    commands = []
+    for command in (snakemake, nextflow):
+        for name, value in sorted(filled.items(), key=lambda item: -len(item[0])):
+            command = command.replace(name, value)
+        commands.append(command)
+    return commands
+
+
+@pytest.mark.parametrize("command", commands_of_snippets() if DOCS.is_dir() else [], ids=["snakemake", "nextflow"])
+def test_commands_of_workflows_run(command, make_counts, tmp_path, capsys):
+    make_counts(n_obs=80).write_h5ad(tmp_path / "in.h5ad")
+    command, summary = command.split(" > ")
+    assert summary == "SUMMARY"
+    assert "{" not in command
+    paths = {"IN": str(tmp_path / "in.h5ad"), "OUT": str(tmp_path / "out.h5ad")}
+    arguments = [paths.get(word, word) for word in command.split()[1:]]
+    assert main([*arguments, "--max-epochs", "2"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    # What the gate of the page reads.
+    assert {"consensus", "categories_used"} <= set(line)
+    assert (tmp_path / "out.h5ad").exists()
+
+
+def test_benchmark_page_has_the_numbers_of_the_harness():
+    spec = importlib.util.spec_from_file_location("docs_pages", DOCS / "_pages.py")
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    results = ROOT / "benchmarks" / "results"
+    rows = pages.read_lines(results / "types.jsonl")
+    table = re.search(r"## ARI\n\n(.*?)\n\n", (results / "types.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    ari, n_compared = pages.means(rows, "ari"), 0
+    for method, *values in lines:
+        for data, value in zip(head[1:-1], values[:-1], strict=True):
+            if value != "nan":
+                assert ari[method][data][0] == pytest.approx(float(value), abs=6e-4), (method, data)
+                n_compared += 1
+    assert n_compared > 50
+    assert set(pages.METHODS) >= set(ari)
+    assert set(pages.DATA) >= {row["data"] for row in rows}
