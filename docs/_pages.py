@@ -41,9 +41,10 @@ METHODS = {
     "paper": "the paper's objective, 2 arms",
     "cplmixvi_1arm": "cplmixvi, 1 arm",
     "cplmixvi": "cplmixvi (2 arms, default)",
+    "cplmixvi_3arms": "cplmixvi, 3 arms",
     "cplmixvi_own_k": "cplmixvi, number of types of its own",
 }
-OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_own_k")
+OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_3arms", "cplmixvi_own_k")
 SCORES = {"ari": "Adjusted Rand index", "accuracy": "Accuracy of one-to-one matching", "nmi": "NMI"}
 
 
