@@ -36,7 +36,7 @@ def fitted() -> tuple[AnnData, cpl.tl.Traversal]:
     adata = adata[:, cpl.pp.select_genes(adata, N_GENES)].copy()
     scvi.settings.seed = 0
     cpl.CplMixVI.setup_anndata(adata)
-    model = cpl.CplMixVI(adata, n_categories=N_TYPES, augment="across=stim+thin")
+    model = cpl.CplMixVI(adata, n_categories=N_TYPES)
     model.train(enable_progress_bar=False)
     cpl.tl.annotate(adata, model)
     result = cpl.tl.traverse(adata, model)
