@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 import cplmixvi as cpl
 from cplmixvi import io
 from cplmixvi.cli import main
+from cplmixvi.train import _guide
 from cplmixvi.train._guide_state import guide_of, guide_state
 from cplmixvi.train._views import fit_views
 
@@ -99,6 +100,20 @@ class TestResume:
         resumed.train(resume=tmp_path / "run", **QUIET)
         assert_same(whole, resumed)
         assert resumed.n_categories == whole.n_categories
+
+    def test_a_condition_that_was_found_stays_found(self, make_counts, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            _guide, "find_condition", lambda x, *_: lambda values, _batch: values[:, 0] > x[:, 0].mean()
+        )
+        training = {"max_epochs": 4, "batch_size": 40, "warm_start": True}
+        whole = make(make_counts)
+        whole.train(**QUIET, **training)
+        assert set(whole.condition_) == {0, 1}
+        crashed(make(make_counts), tmp_path / "run", 10, checkpoint_every=1, **training)
+        resumed = make(make_counts)
+        resumed.train(resume=tmp_path / "run", **QUIET)
+        assert_same(whole, resumed)
+        np.testing.assert_array_equal(whole.condition_, resumed.condition_)
 
     def test_a_second_interruption_and_a_damaged_checkpoint(self, make_counts, tmp_path):
         training = {"max_epochs": 8, "batch_size": 40}
