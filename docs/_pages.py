@@ -45,6 +45,8 @@ METHODS = {
     "cplmixvi_own_k": "cplmixvi, number of types of its own",
 }
 OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_3arms", "cplmixvi_own_k")
+#: Those of ours that the figure has.
+DRAWN = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_own_k")
 SCORES = {"ari": "Adjusted Rand index", "accuracy": "Accuracy of one-to-one matching", "nmi": "NMI"}
 
 
@@ -124,11 +126,11 @@ def draw_types(rows: list[dict], path: Path) -> None:
     for x, data in enumerate(known):
         others = [by[data][0] for method, by in table.items() if data in by and method not in OURS]
         ax.plot([x] * len(others), others, "o", color="0.75", markersize=5, zorder=1)
-        for shift, method in zip((-0.12, 0.0, 0.12), OURS, strict=True):
+        for shift, method in zip((-0.12, 0.0, 0.12), DRAWN, strict=True):
             if data in table.get(method, {}):
                 ax.plot(x + shift, table[method][data][0], "D", color=colours[method], markersize=6, zorder=2)
     ax.plot([], [], "o", color="0.75", label="baselines and the paper's objective")
-    for method in OURS:
+    for method in DRAWN:
         ax.plot([], [], "D", color=colours[method], label=METHODS[method])
     ax.set_xticks(range(len(known)), [DATA[data].replace(" ", "\n") for data in known], fontsize=8)
     ax.set(ylabel="adjusted Rand index", ylim=(0, 1.05))

@@ -161,7 +161,7 @@ def test_commands_of_workflows_run(command, make_counts, tmp_path, capsys):
     assert (tmp_path / "out.h5ad").exists()
 
 
-def test_benchmark_page_has_the_numbers_of_the_harness():
+def test_benchmark_page_has_the_numbers_of_the_harness(tmp_path):
     spec = importlib.util.spec_from_file_location("docs_pages", DOCS / "_pages.py")
     pages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pages)
@@ -176,5 +176,7 @@ def test_benchmark_page_has_the_numbers_of_the_harness():
                 assert ari[method][data][0] == pytest.approx(float(value), abs=6e-4), (method, data)
                 n_compared += 1
     assert n_compared > 50
+    pages.draw_types(rows, tmp_path / "types.png")
+    assert (tmp_path / "types.png").stat().st_size > 10_000
     assert set(pages.METHODS) >= set(ari)
     assert set(pages.DATA) >= {row["data"] for row in rows}
