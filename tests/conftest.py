@@ -1,6 +1,7 @@
 """Fixtures for all tests: one thread, fixed seeds, no windows, and a small AnnData whose truth is known."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -21,6 +22,14 @@ def seed():
     """The same seeds before every test, whatever ran before it."""
     scvi.settings.seed = 0
     return 0
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    """No figure of a test is left to the next one."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")

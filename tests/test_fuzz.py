@@ -169,30 +169,39 @@ def parts_broken(rng, path):
     return f"{kind} {name}"
 
 
+def annotate_broken(folder, n, break_file):
+    """Annotate ``n`` files that ``break_file`` writes to a path, and says how; the number that was refused."""
+    refused = 0
+    for i in range(n):
+        case = break_file(folder / "in.h5ad")
+        outcome = call("annotate", folder / "in.h5ad", folder / "out.h5ad", *OPTIONS)
+        refused += check(folder, f"{i}: {case}", outcome)
+    return refused
+
+
 @pytest.mark.slow
 def test_files_with_damaged_bytes(good, tmp_path):
     rng = np.random.default_rng(1)
     content, spans = (good / "in.h5ad").read_bytes(), values_in(good / "in.h5ad")
-    refused = 0
-    for i in range(N_BYTES):
+
+    def break_file(path):
         case, data = bytes_broken(rng, content, spans)
-        (tmp_path / "in.h5ad").write_bytes(data)
-        outcome = call("annotate", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *OPTIONS)
-        refused += check(tmp_path, f"{i}: {case}", outcome)
-    assert refused > N_BYTES / 3
+        path.write_bytes(data)
+        return case
+
+    assert annotate_broken(tmp_path, N_BYTES, break_file) > N_BYTES / 3
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_files_with_damaged_parts(good, tmp_path):
     rng = np.random.default_rng(2)
-    refused = 0
-    for i in range(N_PARTS):
-        shutil.copy(good / "in.h5ad", tmp_path / "in.h5ad")
-        case = parts_broken(rng, tmp_path / "in.h5ad")
-        outcome = call("annotate", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *OPTIONS)
-        refused += check(tmp_path, f"{i}: {case}", outcome)
-    assert refused > N_PARTS / 3
+
+    def break_file(path):
+        shutil.copy(good / "in.h5ad", path)
+        return parts_broken(rng, path)
+
+    assert annotate_broken(tmp_path, N_PARTS, break_file) > N_PARTS / 3
 
 
 @pytest.mark.slow

@@ -11,12 +11,6 @@ from cplmixvi import pl
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def labels_of(axis):
     return [text.get_text() for text in axis.get_ticklabels()]
 

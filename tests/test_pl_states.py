@@ -9,12 +9,6 @@ from cplmixvi import pl
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def walked(fitted_states):
     adata, model = fitted_states

@@ -7,10 +7,11 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from torch import nn
 
-from cplmixvi.module import Arm, ArmOutput, Covariates, CplMixVAE
+from cplmixvi.module import Arm, ArmOutput, Covariates
 
 from ._assignment import assign_categories
 from ._model import SingleArmModel
+from ._module import SingleArmModule
 
 
 class CascadeArm(Arm):
@@ -66,7 +67,7 @@ class CascadeArm(Arm):
         return ArmOutput(log_qc, c, mean, variance, mean + variance.sqrt() * torch.randn_like(mean))
 
 
-class CascadeModule(CplMixVAE):
+class CascadeModule(SingleArmModule):
     r"""One arm with the objective of CascadeVAE (Jeong and Song 2019, arXiv:1905.09432).
 
     .. math:: -\log p(x\mid s, c) + \sum_d \beta_d\,\mathrm{KL}\big(q(s_d\mid x)\,\|\,\mathcal N(0, 1)\big)
@@ -115,13 +116,12 @@ class CascadeModule(CplMixVAE):
                 raise ValueError(f"{name}={value!r} must be at least 0.")
         if stage_steps is not None and stage_steps < 1:
             raise ValueError(f"stage_steps={stage_steps!r} must be at least 1.")
-        super().__init__(n_input, state_given_category=False, **options)
+        super().__init__(n_input, **options)
         if not 0 <= category_stage <= self.n_state:
             raise ValueError(f"category_stage={category_stage!r} must be from 0 to the {self.n_state} states.")
         self.beta_high, self.beta_low, self.category_stage = beta_high, beta_low, category_stage
         self.stage_steps = stage_steps
         self._steps_per_stage = stage_steps or 1
-        self.register_buffer("n_steps", torch.tensor(0))
         for arm in self.arms:
             arm.congestion = congestion
         self._set_stage()
@@ -155,12 +155,7 @@ class CascadeModule(CplMixVAE):
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
         """Objective of a minibatch; ``kl_weight`` scales the weights of all divergences."""
-        (output,), (view,), (px,) = (
-            inference_outputs["arms"],
-            inference_outputs["views"],
-            generative_outputs["px_arms"],
-        )
-        reconstruction = -self.arms[0].likelihood.log_prob(px, view)
+        output, reconstruction = self.reconstructed(inference_outputs, generative_outputs)
         divergence = 0.5 * (output.variance + output.mean.square() - 1 - output.variance.log())
         beta = divergence.new_full((self.n_state,), self.beta_high)
         beta[: self.n_released] = self.beta_low
@@ -172,10 +167,6 @@ class CascadeModule(CplMixVAE):
             n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]),
             extra_metrics={"released": kl_state.new_tensor(float(self.n_released))},
         )
-
-    def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Count the step."""
-        self.n_steps += 1
 
 
 class CascadeVAE(SingleArmModel):

@@ -8,15 +8,16 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 
-from cplmixvi.module import CplMixVAE, kl_normal
+from cplmixvi.module import kl_normal
 
 from ._model import SingleArmModel
+from ._module import SingleArmModule
 
 #: Share of the training in which capacities grow: 25,000 of about 94,000 steps in the authors' settings for MNIST.
 _GROWING = 0.25
 
 
-class JointModule(CplMixVAE):
+class JointModule(SingleArmModule):
     r"""One arm with the objective of JointVAE (Dupont 2018, arXiv:1804.00104).
 
     .. math::
@@ -67,12 +68,11 @@ class JointModule(CplMixVAE):
                 raise ValueError(f"{name}={value!r} must be at least 0.")
         if capacity_steps is not None and capacity_steps < 1:
             raise ValueError(f"capacity_steps={capacity_steps!r} must be at least 1.")
-        super().__init__(n_input, temperature=temperature, state_given_category=False, **options)
+        super().__init__(n_input, temperature=temperature, **options)
         self.gamma, self.capacity_steps = gamma, capacity_steps
         self.capacity_state = capacity_state
         self.capacity_category = min(capacity_category, math.log(self.n_categories))
         self._growing_steps = capacity_steps or 1
-        self.register_buffer("n_steps", torch.tensor(0))
 
     def plan_steps(self, n_steps: int) -> None:
         """Take the steps of the capacities' growth from those of the training, ``n_steps``, unless they were given."""
@@ -92,12 +92,7 @@ class JointModule(CplMixVAE):
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
         """Objective of a minibatch; ``kl_weight`` scales the weight of both divergences."""
-        (output,), (view,), (px,) = (
-            inference_outputs["arms"],
-            inference_outputs["views"],
-            generative_outputs["px_arms"],
-        )
-        reconstruction = -self.arms[0].likelihood.log_prob(px, view)
+        output, reconstruction = self.reconstructed(inference_outputs, generative_outputs)
         kl_state = kl_normal(output.mean, output.variance)
         kl_category = (output.log_qc.exp() * output.log_qc).sum(-1) + math.log(self.n_categories)
         of_state, of_category = self.capacities
@@ -109,10 +104,6 @@ class JointModule(CplMixVAE):
             n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]),
             extra_metrics={"state_information": kl_state.mean(), "category_information": kl_category.mean()},
         )
-
-    def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Count the step."""
-        self.n_steps += 1
 
 
 class JointVAE(SingleArmModel):

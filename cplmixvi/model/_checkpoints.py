@@ -128,8 +128,7 @@ class CheckpointsMixin:
         init_params = part(saved, "init_params")
         if self._finds_n_categories and not self.is_trained_:
             # It was found before the first checkpoint.
-            self._build(int(init_params["non_kwargs"]["n_categories"]))
-            self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
+            self._take_n_categories(int(init_params["non_kwargs"]["n_categories"]))
         if not _equal(self.init_params_, init_params):
             theirs = _flat(init_params)
             other = [key for key, value in _flat(self.init_params_).items() if not _equal(value, theirs.get(key))]
@@ -211,8 +210,8 @@ def _interval(every: int) -> int:
 
 def _check_given(given: dict, settings: dict) -> None:
     """Refuse arguments that are not those of the training that goes on."""
+    known = _flat(settings)
     for key, value in _flat(given).items():
-        known = _flat(settings)
         if value is not None and key.partition(".")[0] not in _NOT_KEPT and not _equal(value, known.get(key)):
             raise ValueError(
                 f"{key}={value!r} is not what the training began with, {known.get(key)!r}; leave it out, or train from "

@@ -171,6 +171,12 @@ class CplMixVI(
             f"likelihood: {self.likelihood}, augment: {type(self.module.augmenter).__name__}"
         )
 
+    def _take_n_categories(self, n_categories: int) -> None:
+        """Be a model with the number of categories that was found."""
+        self._build(n_categories)
+        # What a saved model is made from when it is loaded.
+        self.init_params_["non_kwargs"]["n_categories"] = n_categories
+
     @classmethod
     @setup_anndata_dsp.dedent
     def setup_anndata(
@@ -343,9 +349,7 @@ class CplMixVI(
     def _find_what_training_needs(self, settings: dict) -> None:
         """Find the number of categories where none was given, and train the augmenter where it was not."""
         if self._finds_n_categories and not self.is_trained_ and self.adata is not None and self.adata.n_obs > 1:
-            self._build((self.selection or self.select_n_categories()).n_categories)
-            # What a saved model is made from when it is loaded.
-            self.init_params_["non_kwargs"]["n_categories"] = self.n_categories
+            self._take_n_categories((self.selection or self.select_n_categories()).n_categories)
         if not all(part.fitted for part in learned_parts(self.module.augmenter)):
             shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
             self.train_augmenter(**{key: settings[key] for key in shared if key in settings})

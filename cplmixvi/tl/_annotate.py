@@ -100,7 +100,7 @@ def annotate(
     adata.obs[keys.labels] = labels
     adata.obs[keys.confidence] = confidence
     adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
-    own = model.adata is not None and (adata is model.adata or adata.obs_names.equals(model.adata.obs_names))
+    own = model.adata is not None and adata.obs_names.equals(model.adata.obs_names)
     if own and model.condition_ is not None:
         adata.obs[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
     adata.obsm[keys.state] = _at_least_two_columns(posterior.combined)

@@ -119,11 +119,12 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     members, found, votes = [], [], []
     for member in committee:
-        levels = two_levels(*_place(member, x, batch), len(member.order))
+        place = _place(member, x, batch)
+        levels = two_levels(*place, len(member.order))
         if not levels.problem:
             members.append(member)
             found.append(levels)
-            votes.append(levels.of(*_place(member, x, batch)))
+            votes.append(levels.of(*place))
     if not votes:
         return None
     # Which level is the upper one is arbitrary.
@@ -161,7 +162,7 @@ def two_levels(z: torch.Tensor, category: torch.Tensor, n_categories: int) -> Le
     total = inside.T @ inside / len(z) + ridge_of(z)
     starts = torch.linalg.eigh(total)[1][:, -_N_STARTS:].T
     fits = sorted(
-        (_maximise(inside, members, size, total, (inside @ start > 0).double()) for start in starts),
+        (_maximise(inside, category, members, total, (inside @ start > 0).double()) for start in starts),
         key=lambda fit: fit[0],
     )
     judged = [_judged(z, category, centre, size, *fit[1:]) for fit in reversed(fits)]
@@ -208,10 +209,10 @@ def _judged(
 
 
 def _maximise(
-    inside: torch.Tensor, members: torch.Tensor, size: torch.Tensor, total: torch.Tensor, level: torch.Tensor
+    inside: torch.Tensor, category: torch.Tensor, members: torch.Tensor, total: torch.Tensor, level: torch.Tensor
 ) -> tuple[float, float, torch.Tensor, torch.Tensor]:
     """Log-likelihood, :math:`D`, the axis and the proportions, from levels ``(n,)``."""
-    category = members.argmax(1)
+    size = members.sum(0).clamp_min(1e-9)
     previous = -torch.inf
     for iteration in range(_N_ITERATIONS):
         share = members.T @ level / size
