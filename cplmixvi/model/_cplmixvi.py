@@ -26,6 +26,7 @@ from cplmixvi.module import CplMixVAE
 from cplmixvi.train import CplMixPlan, CplMixSplitter
 
 from ._augmenter import AugmenterMixin
+from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
 from ._covariates import check_known
 from ._genes import align_genes
@@ -48,6 +49,7 @@ class CplMixVI(
     SelectionMixin,
     AugmenterMixin,
     NoveltyMixin,
+    CalibrationMixin,
     CheckpointsMixin,
     PersistenceMixin,
     RNASeqMixin,
@@ -337,6 +339,7 @@ class CplMixVI(
             self._is_fitting = False
         if settings["plan_kwargs"]["warm_start"]:
             self.condition_ = self.trainer.lightning_module.level
+            self._learn_calibration(self.trainer.lightning_module.half_fits)
         datamodule = kwargs.get("datamodule")
         self.align_arms(None if datamodule is None else datamodule.train_dataloader())
         self._learn_novelty()

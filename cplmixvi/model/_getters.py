@@ -26,7 +26,8 @@ class Posterior:
     Attributes
     ----------
     proba
-        Mean of the arms' q(c|x), shape ``(n_cells, K)``.
+        Mean of the arms' q(c|x), no more certain than fits to halves of the data allow (see
+        :attr:`~cplmixvi.CplMixVI.calibration_`), shape ``(n_cells, K)``.
     labels
         Label of every arm, shape ``(n_cells, n_arms)``.
     state, state_variance
@@ -66,7 +67,12 @@ class GettersMixin:
 
     @torch.inference_mode()
     def get_posterior(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        calibrated: bool = True,
     ) -> Posterior:
         """Everything that the getters below are made of, from one pass over the cells.
 
@@ -78,6 +84,9 @@ class GettersMixin:
             Cells to use; all if `None`.
         batch_size
             Cells per pass; ``scvi.settings.batch_size`` if `None`.
+        calibrated
+            Whether probabilities say no more than fits to halves of the data allow (see :attr:`calibration_`), or all
+            that the arms say.
 
         Returns
         -------
@@ -90,8 +99,9 @@ class GettersMixin:
             joint = self._infer_jointly(tensors)
             mean, variance = self.module.alignment(joint.mean, joint.variance, joint.category)
             combined = mean_over_arms(mean, variance)
+            proba = joint.log_qc.exp().mean(0)
             found = (
-                joint.log_qc.exp().mean(0),
+                self._calibrated(proba) if calibrated else proba,
                 joint.log_qc.argmax(-1).T,
                 mean.movedim(0, 1),
                 variance.movedim(0, 1),
@@ -165,6 +175,7 @@ class GettersMixin:
         Report
             Prints as sentences; ``sound`` and ``problems`` are for programs.
         """
-        posterior = self.get_posterior(adata, indices, batch_size)
-        report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names)
+        posterior = self.get_posterior(adata, indices, batch_size, calibrated=False)
+        found_again = None if self.calibration_ is None else self.calibration_["found_again"]
+        report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names, found_again)
         return report if self.condition_ is None else replace(report, condition=float((self.condition_ > 0).mean()))

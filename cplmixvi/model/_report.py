@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._consensus import Consensus
+from ._labels import category_names
 
 #: Limits beyond which a fit is called unsound. They separate collapse from success, not good from better.
 MIN_USED = 0.5
 MAX_ENTROPY = 0.5
 MIN_AGREEMENT = 0.6
+MIN_FOUND_AGAIN = 0.4
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Report:
         One sentence for each sign of an unsound fit.
     condition
         Share of the cells on the upper level of a condition that training found; `None` if there is none.
+    found_again
+        Share of the cells that fits to half of the data put into the same category; ``nan`` if there were none.
+    least_found
+        Name and share of the used category that they find least; `None` if there were none.
     """
 
     n_categories: int
@@ -42,6 +48,8 @@ class Report:
     weakest: tuple[str, float] | None
     problems: tuple[str, ...]
     condition: float | None = None
+    found_again: float = math.nan
+    least_found: tuple[str, float] | None = None
 
     @property
     def sound(self) -> bool:
@@ -51,7 +59,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"{self.n_used} of {self.n_categories} categories are used.",
-            f"Cells are {1 - self.entropy:.0%} certain (mean entropy is {self.entropy:.0%} of its largest value).",
+            f"The arms are {1 - self.entropy:.0%} certain (mean entropy is {self.entropy:.0%} of its largest value).",
         ]
         if self.weakest is None:
             lines.append("One arm: whether the types would be found again is unknown; use n_arms=2 or more.")
@@ -60,6 +68,12 @@ class Report:
             lines.append(
                 f"The arms agree on {self.agreement:.0%} of cells, least on category {name} "
                 f"(consensus {consensus:.2f})."
+            )
+        if self.least_found is not None:
+            name, share = self.least_found
+            lines.append(
+                f"Fits to half of the data put {self.found_again:.0%} of cells into the same category, fewest of "
+                f"category {name} ({share:.0%}); confidence says no more than that."
             )
         if self.condition is not None:
             lines.append(
@@ -70,7 +84,13 @@ class Report:
         return "\n".join(lines)
 
     @classmethod
-    def from_posterior(cls, proba: np.ndarray, labels: np.ndarray, names: np.ndarray | None = None) -> Report:
+    def from_posterior(
+        cls,
+        proba: np.ndarray,
+        labels: np.ndarray,
+        names: np.ndarray | None = None,
+        found_again: np.ndarray | None = None,
+    ) -> Report:
         """Judge a posterior.
 
         Parameters
@@ -81,8 +101,11 @@ class Report:
             Labels of the arms, ``(n_cells, n_arms)``.
         names
             Of the categories, ``(K,)``; their index if `None`.
+        found_again
+            Share of each category's cells that fits to half of the data put into the same one, ``(K,)``.
         """
         n_categories = proba.shape[1]
+        names = category_names(n_categories) if names is None else names
         final = proba.argmax(1)
         used = np.unique(final)
         entropy = float(-(proba * np.log(proba + 1e-12)).sum(1).mean()) / max(math.log(n_categories), 1e-12)
@@ -92,18 +115,25 @@ class Report:
             agreement = consensus.mean
             of_used = np.nan_to_num(consensus.by_category[used])
             worst = int(of_used.argmin())
-            weakest = (str(consensus.categories[used[worst]]), float(of_used[worst]))
+            weakest = (str(names[used[worst]]), float(of_used[worst]))
+        share, least_found = math.nan, None
+        if found_again is not None:
+            share = float(found_again[final].mean())
+            worst = used[found_again[used].argmin()]
+            least_found = (str(names[worst]), float(found_again[worst]))
         return cls(
             n_categories=n_categories,
             n_used=len(used),
             entropy=min(max(entropy, 0.0), 1.0),
             agreement=agreement,
             weakest=weakest,
-            problems=_problems(n_categories, len(used), entropy, agreement),
+            problems=_problems(n_categories, len(used), entropy, agreement, share),
+            found_again=share,
+            least_found=least_found,
         )
 
 
-def _problems(n_categories: int, n_used: int, entropy: float, agreement: float) -> tuple[str, ...]:
+def _problems(n_categories: int, n_used: int, entropy: float, agreement: float, found_again: float) -> tuple[str, ...]:
     problems = []
     if n_categories > 1 and n_used == 1:
         problems.append("All cells are in one category: the model has collapsed and its types mean nothing.")
@@ -118,5 +148,10 @@ def _problems(n_categories: int, n_used: int, entropy: float, agreement: float) 
     if agreement < MIN_AGREEMENT:
         problems.append(
             f"The arms agree on {agreement:.0%} of cells only: most types would not be found again by another fit."
+        )
+    if found_again < MIN_FOUND_AGAIN:
+        problems.append(
+            f"Fits to half of the data put {found_again:.0%} of cells only into the same category: most types are not "
+            "to be relied on; there may be fewer, or none."
         )
     return tuple(problems)

@@ -71,11 +71,12 @@ def annotate(
           the packages that the model was trained with), ``seed`` (of its training, where one was set) and
           ``input_sha256`` (of the values it was trained on, see :func:`cplmixvi.pp.input_hash`) and, with two or more
           arms, ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see
-          :class:`~cplmixvi.Consensus`), and ``selection`` where the model has found its own number of categories
-          (see :func:`select_categories`; one that was written before there was an annotation is kept otherwise). Other
-          functions add to it: ``stability_by_category`` (:func:`stability`), ``order`` and ``linkage``
-          (:func:`order_categories`), ``traversals`` (:func:`traverse`), ``state_genes`` (:func:`state_genes`) and
-          ``state_tests`` (:func:`compare_states`).
+          :class:`~cplmixvi.Consensus`), ``found_again_by_category`` where training looked at halves of the data (see
+          :attr:`cplmixvi.CplMixVI.calibration_`), and ``selection`` where the model has found its own number of
+          categories (see :func:`select_categories`; one that was written before there was an annotation is kept
+          otherwise). Other functions add to it: ``stability_by_category`` (:func:`stability`), ``order`` and
+          ``linkage`` (:func:`order_categories`), ``traversals`` (:func:`traverse`), ``state_genes``
+          (:func:`state_genes`) and ``state_tests`` (:func:`compare_states`).
 
     Raises
     ------
@@ -147,6 +148,8 @@ def _summary(model: CplMixVI, consensus: Consensus, used: np.ndarray) -> dict:
         summary["consensus"] = consensus.matrix[np.ix_(used, used)].astype(np.float32)
         summary["consensus_by_category"] = consensus.by_category[used].astype(np.float32)
         summary["consensus_by_arm"] = consensus.by_arm.astype(np.float32)
+    if model.calibration_ is not None:
+        summary["found_again_by_category"] = model.calibration_["found_again"][used].astype(np.float32)
     if model.selection is not None:
         summary[SELECTION_KEY] = selection_entry(model.selection)
     return summary

@@ -4,6 +4,7 @@ from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval
 from ._guide import half_encoder
 from ._plan import CplMixPlan
+from ._repeat import HalfFits
 from ._schedules import default_batch_size, default_max_epochs
 from ._selection import MAX_CELLS as MAX_SELECTION_CELLS
 from ._selection import Selection, select_n_categories
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "CplMixPlan",
     "CplMixSplitter",
+    "HalfFits",
     "Selection",
     "default_batch_size",
     "default_max_epochs",

@@ -36,9 +36,10 @@ class HalfView:
     seen: torch.Tensor
     index: int
 
-    def labels(self, fitter: MixtureEM) -> np.ndarray:
-        """Label all cells by a fit to those that may be seen."""
-        fit = fitter.fit([z[self.seen] for z in self.points])
+    def labels(self, fitter: MixtureEM, known: torch.Tensor | None = None) -> np.ndarray:
+        """Label all cells by a fit to those that may be seen, some of which may have a known category."""
+        known = None if known is None or not (known[self.seen] >= 0).any() else known[self.seen]
+        fit = fitter.fit([z[self.seen] for z in self.points], known=known)
         return fitter.posterior(self.points, fit).argmax(1).numpy()
 
 
@@ -52,7 +53,10 @@ def views_of_halves(
     dimensions: Sequence[int] = DIMENSIONS,
     scalings: Sequence[float | None] = SCALINGS,
 ) -> list[HalfView]:
-    """Halve cells and their measurements at random: what each of two fits will see."""
+    """Halve cells and their measurements at random: what each of two fits will see.
+
+    ``x`` has cells first and genes last; ``encode`` makes log values ``(n_cells, n_genes)`` of a half of it.
+    """
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
     cells = torch.randperm(len(x), generator=generator).tensor_split(2)
     views = []
@@ -74,8 +78,8 @@ def halves(x: torch.Tensor, on_counts: bool, generator: torch.Generator) -> tupl
     if on_counts:
         first = torch.binomial(x, torch.full_like(x, 0.5), generator=generator)
         return first, x - first
-    genes = torch.randperm(x.shape[1], generator=generator).tensor_split(2)
-    return x[:, genes[0]], x[:, genes[1] if len(genes[1]) else genes[0]]
+    genes = torch.randperm(x.shape[-1], generator=generator).tensor_split(2)
+    return x[..., genes[0]], x[..., genes[1] if len(genes[1]) else genes[0]]
 
 
 def agreement(labels: Sequence[np.ndarray], k: int) -> dict[str, float]:

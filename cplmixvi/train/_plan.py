@@ -19,6 +19,7 @@ from ._condition import Condition
 from ._follow import follow_guide
 from ._guide import fit_guide, guide_input, known_categories
 from ._labels import labelled
+from ._repeat import HalfFits, fit_halves
 from ._rollback import LastGood
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class CplMixPlan(TrainingPlan):
     level
         Level of every cell in a condition that was found, ``(n_obs,)``, -1 for cells that are not trained on; `None`
         if there is none.
+    half_fits
+        What fits to halves of the training cells say of them, see :func:`~cplmixvi.train._repeat.fit_halves`.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class CplMixPlan(TrainingPlan):
         )
         self.warm_start, self.guided_fraction, self.find_condition = warm_start, guided_fraction, find_condition
         self.level: np.ndarray | None = None
+        self.half_fits: HalfFits | None = None
         # In lists, because torch would take them for parts of the plan.
         self._own_augmenter: list[Augmenter] = []
         self._guide: list[GuideAnswers] = []
@@ -129,6 +133,7 @@ class CplMixPlan(TrainingPlan):
             guide = fit_guide(self.module, datamodule.train_dataloader(), adopt=adopt).to(self.device)
             self._guide = [GuideAnswers(guide, self.module, _n_rows(datamodule))]
             follow_guide(self.module, self._guide[0], datamodule.train_dataloader())
+            self.half_fits = fit_halves(self.module, datamodule.train_dataloader(), guide.start)
 
     def _looks_for_condition(self) -> bool:
         """Whether copies could be of both levels of a condition, and the user has not named one."""
@@ -224,6 +229,7 @@ class CplMixPlan(TrainingPlan):
         checkpoint["plan"] = {
             "guide": [guide.state() for guide in self._guide],
             "level": self.level,
+            "half_fits": None if self.half_fits is None else vars(self.half_fits),
             "n_rollbacks": self._last_good.n_rollbacks,
             "best": self._last_good.best,
         }
@@ -234,6 +240,7 @@ class CplMixPlan(TrainingPlan):
         self.level = state["level"]
         if self.level is not None:
             self._cross_levels()
+        self.half_fits = None if state["half_fits"] is None else HalfFits(**state["half_fits"])
         self._guide = [GuideAnswers.of(guide, self.module) for guide in state["guide"]]
         self._last_good.n_rollbacks, self._last_good.best = int(state["n_rollbacks"]), float(state["best"])
 

@@ -154,10 +154,13 @@ class ViewConsensus(nn.Module):
         Fit to all cells.
     committee
         Fits to parts of the cells, their categories in the order of the answer's.
+    start
+        Where both started, see :func:`fit_views`.
     """
 
-    def __init__(self, answer: Opinion, committee: Sequence[Opinion]):
+    def __init__(self, answer: Opinion, committee: Sequence[Opinion], start: str = "mixture"):
         super().__init__()
+        self.start = start
         self.answer, self.committee = answer, nn.ModuleList(committee)
 
     @torch.no_grad()
@@ -238,7 +241,7 @@ def fit_views(
     for member, vote in zip(committee, votes, strict=True):
         member.order = torch.arange(n_categories)
         member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])[0]])
-    return ViewConsensus(Opinion(projections, source, fit, fitter.dof), committee)
+    return ViewConsensus(Opinion(projections, source, fit, fitter.dof), committee, start)
 
 
 def fit_committee(
