@@ -36,16 +36,17 @@ class GammaTable:
     r"""What :func:`log_gammas` and :func:`digammas` give, read from tables of small counts by genes.
 
     With :math:`\log\Gamma(x+\theta) - \log\Gamma(\theta) = \sum_{j<x}\log(\theta+j)` there are as many logarithms as
-    entries of a table, whatever the number of cells, and no gamma function but for large counts.
+    entries of a table, whatever the number of cells, and no gamma function but for genes with large counts.
 
     Parameters
     ----------
     theta
-        Inverse dispersions, ``(n_genes,)``, on a CPU. Elsewhere gamma functions are cheap, and looking for large counts
-        would wait for the device.
+        Inverse dispersions, ``(n_genes,)``.
+    x
+        All values of at least zero that will be asked for, ``(n_cells, n_genes)``.
     """
 
-    def __init__(self, theta: torch.Tensor):
+    def __init__(self, theta: torch.Tensor, x: torch.Tensor):
         self.theta = theta
         step = torch.arange(TABLE_COUNTS, dtype=theta.dtype)[:, None]
         values, slopes = torch.log((theta + step) / (1 + step)), (theta + step).reciprocal()
@@ -54,28 +55,27 @@ class GammaTable:
             for function, table in ((log_gammas, values), (digammas, slopes))
         }
         self._gene = torch.arange(len(theta), dtype=torch.int32)
+        # A learned copy may be off a count by rounding, and a noisy one by more.
+        off = torch.zeros_like(theta)
+        for rows in row_blocks(*x.shape, on_cpu=True):
+            small = x[rows].clamp(max=TABLE_COUNTS)
+            torch.maximum(off, small.sub_(small.int()).amax(0), out=off)
+        self._others = ((off > 0) | (x.amax(0) > TABLE_COUNTS)).nonzero().view(-1)
 
     def __call__(self, function: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """What ``function`` gives for values of at least zero, ``(n_cells, n_genes)``, same shape."""
-        small = x.clamp(max=TABLE_COUNTS)
-        key = small.int()
-        others = None
-        # A learned copy may be off a count by rounding, and a noisy one by more.
-        if small.sub_(key).amax() > 0:
-            others = (x != key).view(-1)
-        elif x.amax() > TABLE_COUNTS:
-            others = (x > TABLE_COUNTS).view(-1)
+        """What ``function`` gives for some of the cells, ``(n, n_genes)``, same shape."""
+        key = x.clamp(max=TABLE_COUNTS).int().mul_(len(self.theta)).add_(self._gene)
         # Not gather, which takes three times as long.
-        found = self._tables[function].index_select(0, key.mul_(len(self.theta)).add_(self._gene).view(-1))
-        if others is not None:
-            index = others.nonzero().view(-1)
-            found[index] = function(x.reshape(-1)[index], self.theta[index % len(self.theta)])
-        return found.view_as(x)
+        found = self._tables[function].index_select(0, key.view(-1)).view_as(x)
+        if len(self._others):
+            found[:, self._others] = function(x[:, self._others], self.theta[self._others])
+        return found
 
 
-def gamma_terms(theta: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A function of :func:`log_gammas` or :func:`digammas` and counts that gives the former of the latter."""
-    return GammaTable(theta) if theta.device.type == "cpu" else lambda function, x: function(x, theta)
+def gamma_terms(theta: torch.Tensor, x: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A function of :func:`log_gammas` or :func:`digammas` and cells of ``x`` that gives the former of the latter."""
+    # Elsewhere than on a CPU gamma functions are cheap, and looking for large counts would wait for the device.
+    return GammaTable(theta, x) if theta.device.type == "cpu" else lambda function, some: function(some, theta)
 
 
 class NegativeBinomialScore(torch.autograd.Function):
@@ -123,7 +123,7 @@ class NegativeBinomialScore(torch.autograd.Function):
             Counts, ``(n_cells, n_genes)``.
         """
         theta = log_theta.exp() + EPS
-        terms, inverse, log_theta = gamma_terms(theta), theta.reciprocal(), theta.log()
+        terms, inverse, log_theta = gamma_terms(theta, x), theta.reciprocal(), theta.log()
         rho = product(hidden, weight, bias)
         score = x.new_empty(len(x))
         for rows in row_blocks(*x.shape, x.device.type == "cpu"):
