@@ -12,7 +12,7 @@ UNASSIGNED = "unassigned"
 #: Entry of a result with the numbers of categories that were tried.
 SELECTION_KEY = "selection"
 
-#: Entry of a minibatch with the arms' copies of the cells, shape ``(n_arms, n_cells, n_genes)``.
+#: Entry of a minibatch with the list of the arms' copies of the cells, each ``(n_cells, n_genes)``.
 COPIES_KEY = "copies"
 
 #: Entry of a minibatch of training cells with their rows in the AnnData, shape ``(n_cells,)``.

@@ -71,7 +71,7 @@ class TestJointVAE:
         tensors = minibatch()
         inference, generative, output = module.forward(tensors)
         (arm,) = inference["arms"]
-        probability = generative["px_arms"][0].probs
+        probability = module.arms[0].likelihood(*generative["decoded"][0]).probs
         x = tensors[REGISTRY_KEYS.X_KEY]
         error = -(x * probability.log() + (1 - x) * (1 - probability).log()).sum(1).mean()
         kl_s = 0.5 * (arm.mean**2 + arm.variance - 1 - arm.variance.log()).sum(1).mean()

@@ -125,13 +125,20 @@ class TestAnswers:
             answers(self.minibatch(torch.tensor([1, 2])))
         assert calls == [2, 2]
 
-    def test_answers_about_drawn_counterparts_are_asked_for_again(self, module, monkeypatch):
+    def test_answers_about_drawn_counterparts_are_averaged_before_they_are_kept(self, module, monkeypatch):
         monkeypatch.setattr(type(module.augmenter), "nuisance_keys", ("stim",))
-        calls = []
-        answers = GuideAnswers(self.guide(calls), module, 9)
-        for _ in range(2):
-            answers(self.minibatch(torch.tensor([1, 2])))
-        assert calls == [2, 2]
+        said = torch.softmax(torch.randn(_answers.N_DRAWS + 3, 2, 4), dim=2)
+        draws = iter(said)
+        answers = GuideAnswers(lambda values, batch: next(draws), module, 9)
+        minibatch = self.minibatch(torch.tensor([6, 2]))
+        for n_draws in range(1, _answers.N_DRAWS + 1):
+            torch.testing.assert_close(answers(minibatch), said[:n_draws].mean(0))
+        # A training that is resumed goes on with them.
+        monkeypatch.setattr(_answers, "guide_state", lambda guide: guide)
+        monkeypatch.setattr(_answers, "guide_of", lambda guide: torch.nn.Module())
+        for kept in (answers, GuideAnswers.of(answers.state(), module)):
+            torch.testing.assert_close(kept(minibatch), said[: _answers.N_DRAWS].mean(0))
+        assert next(draws).equal(said[_answers.N_DRAWS])
 
 
 class TestToleranceThatCannotBeMet:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scvi.distributions import NegativeBinomial
 
 from cplmixvi.module import _losses as losses
 from cplmixvi.module import _simplex as simplex
@@ -64,18 +63,6 @@ def test_kl_to_a_given_prior_matches_torch():
 def test_entropy_of_certain_and_uniform_choices():
     p = torch.tensor([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]])
     assert torch.allclose(-losses.negative_entropy(p), torch.tensor([0.0, math.log(4)]), atol=1e-6)
-
-
-@pytest.mark.parametrize("n_samples", [None, 3])
-def test_sparse_negative_binomial_equals_the_dense_one(n_samples):
-    shape = (20, 15) if n_samples is None else (n_samples, 20, 15)
-    x, mu = torch.poisson(torch.rand(20, 15) * 2), torch.rand(shape) * 3 + 0.01
-    theta = (torch.rand(15) * 5 + 0.1).requires_grad_()
-    dense = NegativeBinomial(mu=mu, theta=theta).log_prob(x).sum(-1)
-    sparse = losses.negative_binomial_log_prob(x, mu, theta)
-    assert torch.allclose(dense, sparse, atol=1e-4)
-    gradients = [torch.autograd.grad(value.sum(), theta, retain_graph=True)[0] for value in (dense, sparse)]
-    assert torch.allclose(*gradients, atol=1e-3)
 
 
 @pytest.mark.parametrize("n_arms", [1, 2, 3])

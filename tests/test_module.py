@@ -159,7 +159,8 @@ def test_average_of_arms_is_the_average_expression():
     module, tensors = make_module().eval(), minibatch()
     inference = module.inference(**module._get_inference_input(tensors))
     generative = module.generative(**module._get_generative_input(tensors, inference))
-    expected = sum(px.scale for px in generative["px_arms"]) / 2
+    decoded = zip(module.arms, generative["decoded"], strict=True)
+    expected = sum(arm.likelihood(*of_arm).scale for arm, of_arm in decoded) / 2
     assert torch.allclose(generative["px"].get_normalized("scale"), expected)
 
 

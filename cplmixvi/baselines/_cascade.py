@@ -45,7 +45,7 @@ class CascadeArm(Arm):
         columns = []
         for index in range(self.n_categories):
             c = nn.functional.one_hot(torch.full((len(x),), index, device=x.device), self.n_categories).to(x.dtype)
-            columns.append(-self.likelihood.log_prob(self.decode(c, s, library, covariates), counts))
+            columns.append(-self.likelihood.score(self.decode_hidden(c, s, covariates), library, counts))
         return torch.stack(columns, dim=1)
 
     def encode(self, x: torch.Tensor, covariates: Covariates) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,8 +25,8 @@ class SingleArmModule(CplMixVAE):
     def reconstructed(self, inference_outputs: dict, generative_outputs: dict) -> tuple[ArmOutput, torch.Tensor]:
         """What the arm says of a minibatch, and its reconstruction error, nats, ``(n_cells,)``."""
         (output,), (view,) = inference_outputs["arms"], inference_outputs["views"]
-        (px,) = generative_outputs["px_arms"]
-        return output, -self.arms[0].likelihood.log_prob(px, view)
+        (decoded,) = generative_outputs["decoded"]
+        return output, -self.arms[0].likelihood.score(*decoded, view)
 
     def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the step."""

@@ -11,6 +11,7 @@ from scvi.nn import FCLayers
 from torch import nn
 from torch.distributions import Distribution
 
+from ._dense import Encoder
 from ._likelihoods import Likelihood
 from ._path import LinearPath
 
@@ -105,8 +106,7 @@ class Arm(nn.Module):
         self.n_categories = n_categories
         self.state_given_category = state_given_category
         shared = {"n_cat_list": n_cats_per_cov, "n_cont": n_continuous, "n_layers": n_layers, "n_hidden": n_hidden}
-        # Covariates enter the first layer only: the later ones would let the network undo the correction.
-        self.encoder = FCLayers(n_input, n_hidden, dropout_rate=dropout_rate, inject_covariates=False, **shared)
+        self.encoder = Encoder(n_input, dropout_rate=dropout_rate, **shared)
         self.category_head = nn.Linear(n_hidden, n_categories)
         self.path = LinearPath(n_input, n_categories, n_cats_per_cov[0] if n_cats_per_cov else 1, normal_form)
         n_head = n_hidden + (n_categories if state_given_category else 0)
@@ -137,10 +137,13 @@ class Arm(nn.Module):
         log_variance = self.state_log_variance(head).clamp(*LOG_VARIANCE_RANGE)
         return self.state_mean(head), log_variance.exp()
 
+    def decode_hidden(self, c: torch.Tensor, s: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """Decoder's last hidden layer for ``c`` ``([n_samples,] n_cells, K)`` and ``s``, what the likelihood reads."""
+        return self.decoder(torch.cat([c, s], dim=-1), *covariates.categorical, cont=covariates.continuous)
+
     def decode(self, c: torch.Tensor, s: torch.Tensor, library: torch.Tensor, covariates: Covariates) -> Distribution:
         """Distribution of the values given ``c`` ``([n_samples,] n_cells, K)`` and ``s``."""
-        hidden = self.decoder(torch.cat([c, s], dim=-1), *covariates.categorical, cont=covariates.continuous)
-        return self.likelihood(hidden, library)
+        return self.likelihood(self.decode_hidden(c, s, covariates), library)
 
     def forward(
         self,

@@ -143,10 +143,10 @@ class CplMixVAE(BaseModuleClass):
     # ------------------------------------------------------------------ inputs
 
     @torch.no_grad()
-    def draw_copies(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One independent copy of the minibatch per arm, shape ``(n_arms, n_cells, n_genes)``."""
+    def draw_copies(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """One independent copy of the minibatch per arm, each ``(n_cells, n_genes)``."""
         x = tensors[REGISTRY_KEYS.X_KEY].float()
-        return torch.stack([self.augmenter(x, tensors) for _ in range(self.n_arms)])
+        return [self.augmenter(x, tensors) for _ in range(self.n_arms)]
 
     def encoder_input(self, x: torch.Tensor, depth: float = 1.0) -> torch.Tensor:
         r"""What an encoder reads: :math:`\log(1 + x\,\ell_0/\ell)` of counts, other values unchanged.
@@ -155,7 +155,8 @@ class CplMixVAE(BaseModuleClass):
         """
         if not self.on_counts:
             return x
-        return torch.log1p(x * (depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0)))
+        # In place: a second matrix of this size would cost more than the logarithms.
+        return (x * (depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0))).log1p_()
 
     def _covariates(self, tensors: dict[str, torch.Tensor]) -> Covariates:
         categorical = [tensors[REGISTRY_KEYS.BATCH_KEY]]
@@ -199,7 +200,7 @@ class CplMixVAE(BaseModuleClass):
         self,
         x: torch.Tensor,
         covariates: Covariates,
-        copies: torch.Tensor | None = None,
+        copies: list[torch.Tensor] | None = None,
         guide: torch.Tensor | None = None,
         sample: bool = False,
         n_samples: int = 1,
@@ -213,7 +214,7 @@ class CplMixVAE(BaseModuleClass):
         covariates
             See :class:`~cplmixvi.module.Covariates`.
         copies
-            The arms' copies, shape ``(n_arms, n_cells, n_genes)``; without them every arm sees ``x``.
+            The arms' copies, each ``(n_cells, n_genes)``; without them every arm sees ``x``.
         guide
             Probabilities ``(n_cells, K)`` that categories are drawn from instead of the arms' own.
         sample
@@ -227,7 +228,7 @@ class CplMixVAE(BaseModuleClass):
             ``arms``: a list of :class:`~cplmixvi.module.ArmOutput`; ``views``: what each arm saw; ``qz`` and ``z``:
             posterior and sample of arm 0's state.
         """
-        views = list(copies) if copies is not None else [x] * self.n_arms
+        views = copies if copies is not None else [x] * self.n_arms
         outputs = [
             arm(
                 self.encoder_input(view),
@@ -250,7 +251,7 @@ class CplMixVAE(BaseModuleClass):
         library: list[torch.Tensor],
         covariates: Covariates,
         transform_batch: torch.Tensor | int | None = None,
-    ) -> dict[str, Distribution | list[Distribution] | None]:
+    ) -> dict[str, Distribution | list | None]:
         """Decode every arm.
 
         Parameters
@@ -267,18 +268,22 @@ class CplMixVAE(BaseModuleClass):
         Returns
         -------
         dict
-            ``px_arms``: one distribution per arm; ``px``: their average (`None` in training); ``pz``: prior of ``s``.
+            ``decoded``: the decoders' last hidden layer and the library size, for every arm; ``px``: the average of the
+            arms' distributions (`None` in training, which needs none); ``pz``: prior of ``s``.
         """
         if transform_batch is not None:
             batch, *rest = covariates.categorical
             covariates = Covariates((torch.full_like(batch, int(transform_batch)), *rest), covariates.continuous)
-        px_arms = [
-            arm.decode(output.c, output.s, size, covariates)
+        decoded = [
+            (arm.decode_hidden(output.c, output.s, covariates), size)
             for arm, output, size in zip(self.arms, arms, library, strict=True)
         ]
-        px = None if self.training else self.arms[0].likelihood.mean_over_arms(px_arms)
+        px = None
+        if not self.training:
+            px_arms = [arm.likelihood(*of_arm) for arm, of_arm in zip(self.arms, decoded, strict=True)]
+            px = self.arms[0].likelihood.mean_over_arms(px_arms)
         mean, variance = self.priors[0](arms[0].c)
-        return {"px_arms": px_arms, "px": px, "pz": Normal(mean, variance.sqrt())}
+        return {"decoded": decoded, "px": px, "pz": Normal(mean, variance.sqrt())}
 
     def loss(
         self,
@@ -295,9 +300,9 @@ class CplMixVAE(BaseModuleClass):
         outputs: list[ArmOutput] = inference_outputs["arms"]
         reconstruction = -torch.stack(
             [
-                arm.likelihood.log_prob(px, view)
-                for arm, px, view in zip(
-                    self.arms, generative_outputs["px_arms"], inference_outputs["views"], strict=True
+                arm.likelihood.score(*decoded, view)
+                for arm, decoded, view in zip(
+                    self.arms, generative_outputs["decoded"], inference_outputs["views"], strict=True
                 )
             ]
         )

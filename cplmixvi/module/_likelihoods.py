@@ -9,7 +9,9 @@ from torch.distributions import Bernoulli, Distribution
 
 from cplmixvi._constants import LIKELIHOODS
 
-from ._losses import half_squared_error, negative_binomial_log_prob
+from ._counts import NegativeBinomialScore
+from ._dense import WideLinear
+from ._losses import half_squared_error
 
 
 class GeneBernoulli(Bernoulli):
@@ -41,7 +43,7 @@ class Likelihood(nn.Module):
     def __init__(self, n_hidden: int, n_genes: int):
         super().__init__()
         self.n_genes = n_genes
-        self.output = nn.Linear(n_hidden, n_genes * self.n_outputs)
+        self.output = WideLinear(n_hidden, n_genes * self.n_outputs)
 
     def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
         """Distribution of the values.
@@ -63,6 +65,10 @@ class Likelihood(nn.Module):
     def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
         """Log-likelihood summed over genes, nats, shape ``(..., n_cells)``."""
         return px.log_prob(x).sum(-1)
+
+    def score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Log-likelihood of ``x`` without the distribution, see :meth:`forward` and :meth:`log_prob`."""
+        return self.log_prob(self(hidden, library), x)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """The distribution whose parameters are the arms' averages, for getters."""
@@ -98,9 +104,15 @@ class NegativeBinomialLikelihood(Likelihood):
         scale = torch.softmax(self.output(hidden), dim=-1)
         return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
 
-    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
-        """See :func:`~cplmixvi.module._losses.negative_binomial_log_prob`."""
-        return negative_binomial_log_prob(x, px.mu, px.theta)
+    def score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """See :class:`~cplmixvi.module._counts.NegativeBinomialScore`."""
+        if hidden.dim() > 2:
+            return super().score(hidden, library, x)
+        # Sums over thousands of genes need single precision at least.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return NegativeBinomialScore.apply(
+                hidden.to(self.output.weight.dtype), self.output.weight, self.output.bias, self.log_theta, library, x
+            )
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
@@ -121,9 +133,9 @@ class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
             mu=library * scale, theta=self.log_theta.exp(), zi_logits=zero_logits, scale=scale
         )
 
-    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Likelihood.log_prob`."""
-        return Likelihood.log_prob(self, px, x)
+    def score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Likelihood.score`."""
+        return Likelihood.score(self, hidden, library, x)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""

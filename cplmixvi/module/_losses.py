@@ -43,44 +43,6 @@ def half_squared_error(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return 0.5 * (x - mean).square().sum(-1)
 
 
-def negative_binomial_log_prob(
-    x: torch.Tensor, mu: torch.Tensor, theta: torch.Tensor, eps: float = EPS
-) -> torch.Tensor:
-    r"""Log-probability of counts, summed over genes.
-
-    .. math::
-        \log\Gamma(x+\theta) - \log\Gamma(\theta) - \log\Gamma(x+1)
-        + \theta\log\frac{\theta}{\theta+\mu} + x\log\frac{\mu}{\theta+\mu}
-
-    The gamma functions cancel where ``x`` is zero, which is most entries of a count matrix, and their derivatives
-    cost more than all matrix products of a step: they are computed for the other entries only.
-
-    Parameters
-    ----------
-    x
-        Counts, shape ``(n_cells, n_genes)``.
-    mu
-        Means, shape ``([n_samples,] n_cells, n_genes)``.
-    theta
-        Inverse dispersions, broadcastable to ``mu``.
-    eps
-        Added inside logarithms.
-
-    Returns
-    -------
-    torch.Tensor
-        Nats, shape of ``mu`` without the genes.
-    """
-    log_theta_mu = torch.log(theta + mu + eps)
-    everywhere = theta * (torch.log(theta + eps) - log_theta_mu) + x * (torch.log(mu + eps) - log_theta_mu)
-    cell, gene = x.nonzero(as_tuple=True)
-    count = x[cell, gene]
-    size = theta.expand_as(mu)[..., cell, gene]
-    gammas = torch.lgamma(count + size) - torch.lgamma(size) - torch.lgamma(count + 1)
-    total = everywhere.sum(-1)
-    return total.index_add(-1, cell, gammas)
-
-
 def guide_divergence(log_q: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Divergence of the arms' categories from a guide, and how much the guide says.
 

@@ -11,6 +11,8 @@ from ._guide import guide_input
 from ._guide_state import guide_of, guide_state
 from ._views import ViewConsensus
 
+#: How often the guide is asked of a cell whose counterparts are drawn anew each time.
+N_DRAWS = 5
 #: Probabilities that are kept, at most (200 MB); with more, the guide is asked in every step.
 MAX_KEPT = 50_000_000
 
@@ -19,7 +21,9 @@ class GuideAnswers:
     """The guide's probabilities for minibatches of training cells.
 
     A guide looks at a cell in tens of views, which costs as much as the step of the arms. It says the same of the cell
-    in every epoch, so its answers are kept by the cell's row.
+    in every epoch, so its answers are kept by the cell's row. Where types must not follow a condition, it is asked of
+    a cell with counterparts that are drawn anew, and the mean of the first answers is kept. The objective is linear in
+    the answer, but for a constant, so that the mean has the gradient that answers to single draws have on average.
 
     Parameters
     ----------
@@ -34,13 +38,15 @@ class GuideAnswers:
     def __init__(self, guide: ViewConsensus, module: CplMixVAE, n_rows: int = 0):
         self.guide, self.module = guide, module
         self._kept: torch.Tensor | None = None
-        # Where types must not follow a condition, each answer is for another draw of the cell's counterparts.
-        if not module.augmenter.nuisance_keys and 0 < n_rows * module.n_categories <= MAX_KEPT:
-            self._kept = torch.full((n_rows, module.n_categories), torch.nan, device=module.device)
+        self._n_draws = N_DRAWS if module.augmenter.nuisance_keys else 1
+        if 0 < n_rows * module.n_categories <= MAX_KEPT:
+            self._kept = torch.zeros(n_rows, module.n_categories, device=module.device)
+            self._n_asked = torch.zeros(n_rows, 1, device=module.device)
 
     def state(self) -> dict[str, object]:
         """What a checkpoint keeps: the guide, and what it has said."""
-        return {"guide": guide_state(self.guide), "kept": self._kept}
+        asked = None if self._kept is None else self._n_asked
+        return {"guide": guide_state(self.guide), "kept": self._kept, "asked": asked}
 
     @classmethod
     def of(cls, state: dict[str, object], module: CplMixVAE) -> GuideAnswers:
@@ -48,6 +54,7 @@ class GuideAnswers:
         answers = cls(guide_of(state["guide"]).to(module.device), module)
         if state["kept"] is not None:
             answers._kept = state["kept"].to(module.device)
+            answers._n_asked = state["asked"].to(module.device)
         return answers
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -55,8 +62,10 @@ class GuideAnswers:
         if self._kept is None or CELL_KEY not in tensors:
             return self.guide(*guide_input(self.module, tensors))
         rows = tensors[CELL_KEY].view(-1)
-        answer = self._kept[rows]
-        if answer.isnan().any():
+        asked = self._n_asked[rows]
+        if (asked < self._n_draws).any():
             answer = self.guide(*guide_input(self.module, tensors))
-            self._kept[rows] = answer
-        return answer
+            # Cells are in a minibatch once, and every epoch has all: they are asked of equally often.
+            self._kept[rows] += (answer - self._kept[rows]) / (asked + 1)
+            self._n_asked[rows] += 1
+        return self._kept[rows]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,6 +94,13 @@ class CplMixPlan(TrainingPlan):
         self._last_metrics: dict[str, torch.Tensor] = {}
         self._last_good = LastGood(self.module, module.n_input)
         self._skips_step = False
+
+    def get_optimizer_creator(self) -> Callable[..., torch.optim.Optimizer]:
+        """Adam in one pass over the weights, where torch has it; see :class:`scvi.train.TrainingPlan`."""
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(self.optimizer_name)
+        if kind is None or self.device.type not in ("cpu", "cuda"):
+            return super().get_optimizer_creator()
+        return partial(kind, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True)
 
     def _accumulate(self, output: LossOutput, mode: str) -> None:
         n_obs = output.n_obs_minibatch
