@@ -133,3 +133,73 @@ def render(runs: list[dict], table: str, path: Path) -> None:
         f"# {table}\n\nAccuracy by one-to-one matching, of images on those that were not trained on, of cells on all; "
         f"mean, standard deviation and worst of the seeds. Written by `benchmarks/paper/run.py {table}`.\n\n{text}\n"
     )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number of the paper (or a bar of our own, where ``paper`` is empty) and the fits that answer it."""
+
+    table: str
+    data: str
+    method: str
+    score: str
+    what: str
+    paper: str = ""
+
+
+def claims() -> list[Claim]:
+    """Rows of the summary, in the order of the paper."""
+    accuracies = [
+        Claim("table1", data, method, "accuracy", "accuracy", REPORTED.get((data, method), ""))
+        for data in TABLES["table1"].data
+        for method in TABLES["table1"].methods
+    ]
+    votes = [
+        Claim("disentanglement", "dsprites", method, "disentanglement", "disentanglement", paper)
+        for method, paper in REPORTED_DISENTANGLEMENT.items()
+    ]
+    ablations = [
+        Claim("tableS1", "mnist", method, "accuracy", "accuracy")
+        for method in TABLES["tableS1"].methods
+        if method not in TABLES["table1"].methods
+    ]
+    by_arms = [Claim("arms", "mnist", method, "accuracy", "accuracy") for method in BY_ARMS if method != "cplmixvi"]
+    tails = [
+        Claim("tail", data, method, "balanced_accuracy", "balanced accuracy")
+        for data in TABLES["tail"].data
+        for method in TABLES["tail"].methods
+    ]
+    walks = [
+        Claim("traversal", "mnist", "cplmixvi", "flips_main", "type flips along the main path"),
+        Claim("traversal", "mnist", "cplmixvi", "flips", "type flips along all paths"),
+    ]
+    return accuracies + votes + ablations + by_arms + tails + walks
+
+
+def summarise(runs: list[dict], path: Path) -> None:
+    """Write what the paper reports, what was found and the command that finds it, for every claim."""
+    rows = []
+    for claim in claims():
+        values = [
+            entry[claim.score]
+            for entry in runs
+            if (entry["data"], entry["method"]) == (claim.data, claim.method) and claim.score in entry
+        ]
+        if not values and not claim.paper:
+            continue
+        found = pd.Series(values, dtype=float)
+        command = f'run.py {claim.table} --data {claim.data} --methods "{claim.method}" --seeds {max(len(values), 1)}'
+        rows.append(
+            {
+                "data": NAMES.get(claim.data, claim.data),
+                "method": claim.method,
+                "score, %": claim.what,
+                "paper": claim.paper,
+                "here": _percent(found) if values else "not run",
+                "worst seed": f"{100 * (found.max() if 'flips' in claim.score else found.min()):.2f}" if values else "",
+                "seeds": len(values),
+                "command": f"`{command}`",
+            }
+        )
+    text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    path.write_text(f"# The paper's numbers\n\n{text}\n")

@@ -19,7 +19,7 @@ import time
 import warnings
 from pathlib import Path
 
-from _tables import TABLES, render
+from _tables import TABLES, render, summarise
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 RESULTS = Path(__file__).parent / "results"
@@ -100,6 +100,7 @@ def main() -> None:
     if runs:
         suffix = "" if options.setting == "short" else f"_{options.setting}"
         render(runs, options.table, RESULTS / f"{options.table}{suffix}.md")
+        summarise(runs, RESULTS / f"summary{suffix}.md")
 
 
 if __name__ == "__main__":
