@@ -5,13 +5,12 @@ python benchmarks/paper/figures.py traversal                 # Fig. 3: digits al
 python benchmarks/paper/figures.py confusion --data zeisel48 # Fig. 4: against the reference taxonomy
 python benchmarks/paper/figures.py gain                      # Fig. 5: accuracy above JointVAE by number of arms
 
-They are written to ``results/figures``. The model of a figure is kept in ``benchmarks/cache`` and not fitted again.
+They are written to ``results/figures``. A model that ``run.py`` has kept is not fitted again.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -21,20 +20,19 @@ from run import RESULTS, read
 
 matplotlib.use("Agg")
 FIGURES = RESULTS / "figures"
-MODELS = Path(__file__).parents[1] / "cache" / "paper"
 N_SHOWN = 5_000
 
 
 def annotated(name: str, seed: int):
     """Annotated data of a fit of ours, those that were not trained on where there are such, and the model."""
     import torch
-    from _cases import METHODS, SETTINGS, load
+    from _cases import METHODS, SETTINGS, kept, load
 
     import cplmixvi as cpl
 
     torch.set_num_threads(1)
     train, held_out = load(name, "short")
-    folder = MODELS / f"{name}_{seed}"
+    folder = kept(name, seed, "short")
     if folder.exists():
         model = cpl.CplMixVI.load(folder, train.copy())
     else:

@@ -31,7 +31,7 @@ def run(name: str, method: str, seed: int, setting: str) -> dict:
 
     import scvi
     import torch
-    from _cases import METHODS, SETTINGS, load
+    from _cases import METHODS, SETTINGS, kept, load
     from _scores import score
 
     warnings.filterwarnings("ignore")
@@ -43,6 +43,8 @@ def run(name: str, method: str, seed: int, setting: str) -> dict:
     started = time.perf_counter()
     model = METHODS[method](train.copy(), name, seed, epochs)
     seconds = time.perf_counter() - started
+    if method == "cplmixvi":
+        model.save(kept(name, seed, setting), overwrite=True)
     return {
         "data": name,
         "method": method,
