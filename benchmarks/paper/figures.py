@@ -43,17 +43,13 @@ def annotated(name: str, seed: int):
     return adata, model
 
 
-def taxonomy(adata: AnnData, label: str, ignore: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Reference types along a tree of their mean log expression, and its linkage, as ``tl.order_categories`` has it."""
+def taxonomy(values: np.ndarray, types: np.ndarray, ignore: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """Reference types along a tree of their mean log values, and its linkage, made as by ``tl.order_categories``."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import pdist
 
-    import cplmixvi as cpl
-
-    values = adata.X if (adata.X.max() < 30) else cpl.pp.log_normalize(adata.X)
-    types = adata.obs[label].astype(str)
     names = sorted(set(types) - set(ignore))
-    means = np.stack([np.asarray(values[(types == name).to_numpy()].mean(0)).ravel() for name in names])
+    means = np.stack([values[types == name].mean(0) for name in names])
     tree = linkage(pdist(means, "correlation"), method="average", optimal_ordering=True)
     return [names[leaf] for leaf in leaves_list(tree)], tree
 
@@ -82,20 +78,22 @@ def traversal(name: str, seed: int) -> None:
 def confusion(name: str, seed: int) -> None:
     """Reference types in the order of their taxonomy, whose tree stands at the left, against categories."""
     from _cases import CASES
+    from _data import log_values
     from scipy.cluster.hierarchy import dendrogram
 
     import cplmixvi as cpl
 
     case = CASES[name]
     adata, _ = annotated(name, seed)
-    leaves, tree = taxonomy(adata, case.label, case.ignore)
+    types = adata.obs[case.label].astype(str).to_numpy()
+    leaves, tree = taxonomy(log_values(adata, case.likelihood), types, case.ignore)
     ax = cpl.pl.confusion(adata, case.label, order=leaves, ignore=case.ignore)
-    beside = ax.inset_axes((-0.75, 0.0, 0.25, 1.0), sharey=ax)
-    dendrogram(tree, orientation="left", ax=beside, no_labels=True, color_threshold=0, above_threshold_color="0.3")
-    for line in beside.collections:
+    # The tree ends where the names of the types begin.
+    beside = ax.inset_axes((-0.6, 0.0, 0.2, 1.0), sharey=ax)
+    drawn = dendrogram(tree, no_plot=True)
+    for y, x in zip(drawn["icoord"], drawn["dcoord"], strict=True):
         # Leaves of scipy's drawing are at 5, 15, 25, ...
-        line.set_segments([(segment - [0, 5]) / [1, 10] for segment in line.get_segments()])
-    beside.set_ylim(len(leaves) - 0.5, -0.5)
+        beside.plot(-np.array(x), (np.array(y) - 5) / 10, color="0.3", linewidth=0.8, solid_capstyle="round")
     beside.set_axis_off()
     save(ax, f"fig4_{name}")
 
