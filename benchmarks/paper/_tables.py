@@ -49,11 +49,12 @@ class Table:
 
 
 TABLES = {
-    # The paper's own cells are a large download and are fitted when they are asked for.
+    # Fitted when they are asked for: the paper's own cells are a large download, and with 115 types every step of
+    # CascadeVAE decodes its cells 115 times.
     "table1": Table(
         ("mnist", "dsprites", "tasic2016", "zeisel48", "simulated115", "tasic2018"),
         (*COMPARED, "paper's objective"),
-        by_default=("mnist", "dsprites", "tasic2016", "zeisel48", "simulated115"),
+        by_default=("mnist", "dsprites", "tasic2016", "zeisel48"),
     ),
     "tableS1": Table(
         ("mnist",),

@@ -1,7 +1,7 @@
 """Tables of the paper, resumable: every fit is a line of ``results/<setting>.jsonl``.
 
 python benchmarks/paper/run.py table1 --seeds 5
-python benchmarks/paper/run.py table1 --data tasic2018 --seeds 10
+python benchmarks/paper/run.py table1 --data tasic2018 simulated115 --seeds 10
 python benchmarks/paper/run.py tableS1
 python benchmarks/paper/run.py arms --setting full
 python benchmarks/paper/run.py propositions --seeds 1
@@ -75,7 +75,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=list(TABLES))
-    parser.add_argument("--data", nargs="+", help="data sets; by default all of the table that need no large download")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        help="data sets; by default those without a large download or hours of work",
+    )
     parser.add_argument("--methods", nargs="+", help="methods; all of the table by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--setting", choices=list(SETTINGS), default="short")
