@@ -35,6 +35,8 @@ CASES = {
         Case("worm", "worm_neurons"),
         Case("paul", "paul2015"),
         Case("tasic2016", "tasic2016", likelihood="normal"),
+        # The paper's own cells and number of genes; a download of about 2 GB.
+        Case("tasic2018", "tasic2018", likelihood="normal", n_genes=5_000),
         Case("scmix", "scmix"),
         # The markers of rare types are not among the most variable genes.
         Case("simulated115", "simulated115", labels="type", n_genes=5_000),

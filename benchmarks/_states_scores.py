@@ -7,14 +7,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
-from sklearn.metrics import mutual_info_score, normalized_mutual_info_score, roc_auc_score
+from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 import cplmixvi as cpl
 
 INTERFERON_GENES = ("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1")
 MIN_CELLS = 10
-N_BINS = 20
 
 
 def mixed(labels: np.ndarray, condition: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -35,19 +34,9 @@ def gap(state: np.ndarray, factor: np.ndarray, groups: list[np.ndarray]) -> floa
         return np.nan
     gaps, sizes = [], []
     for cells in groups:
-        f = factor[cells]
-        if len(np.unique(f)) > N_BINS:
-            f = quantile_bins(f)
-        information = sorted(mutual_info_score(f, quantile_bins(state[cells, j])) for j in range(state.shape[1]))
-        entropy = mutual_info_score(f, f)
-        gaps.append((information[-1] - information[-2]) / entropy if entropy > 0 else 0.0)
+        gaps.append(cpl.metrics.mutual_information_gap(factor[cells], state[cells]).item())
         sizes.append(len(cells))
     return float(np.average(gaps, weights=sizes))
-
-
-def quantile_bins(values: np.ndarray) -> np.ndarray:
-    """Bins of equal numbers of values, at most ``N_BINS``."""
-    return pd.qcut(values, min(N_BINS, max(2, len(values) // 5)), labels=False, duplicates="drop")
 
 
 def condition_scores(adata: AnnData, found: np.ndarray, state: np.ndarray) -> dict[str, float]:

@@ -60,6 +60,8 @@ def write_all(docs: Path) -> None:
     draw_types(rows, made / "benchmark_types.png")
     for name in ("augmenters", "augmenter_copies", "states", "states_held_out"):
         (made / f"benchmark_{name}.md").write_text(without_title(results / f"{name}.md"), encoding="utf-8")
+    summary = docs.parent / "benchmarks" / "paper" / "results" / "summary.md"
+    (made / "benchmark_paper.md").write_text(without_title(summary), encoding="utf-8")
     copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
 
 

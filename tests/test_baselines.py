@@ -62,11 +62,12 @@ class TestJointVAE:
             seen.append(module.capacities)
             module.dual_step({})
         assert seen[0] == (0, 0)
-        assert seen[50] == pytest.approx((3, math.log(3) / 2))
+        assert seen[10] == pytest.approx((0.6, 0.5))
+        assert seen[50] == pytest.approx((3, math.log(3)))
         assert seen[100] == seen[149] == pytest.approx((6, math.log(3)))
 
     def test_loss_is_the_published_one(self):
-        module = module_of(JointModule, gamma=7.0, capacity_steps=10).train()
+        module = module_of(JointModule, gamma=7.0, capacity_category=1.0, capacity_steps=10).train()
         module.n_steps += 5
         tensors = minibatch()
         inference, generative, output = module.forward(tensors)
@@ -77,7 +78,7 @@ class TestJointVAE:
         kl_s = 0.5 * (arm.mean**2 + arm.variance - 1 - arm.variance.log()).sum(1).mean()
         q = arm.log_qc.exp()
         kl_c = math.log(3) + (q * q.log()).sum(1).mean()
-        expected = error + 7 * (kl_s - 2.5).abs() + 7 * (kl_c - math.log(3) / 2).abs()
+        expected = error + 7 * (kl_s - 2.5).abs() + 7 * (kl_c - 0.5).abs()
         torch.testing.assert_close(output.loss, expected)
 
     @pytest.mark.parametrize("options", [{"gamma": -1}, {"capacity_state": -1}, {"capacity_steps": 0}])
@@ -101,7 +102,7 @@ class TestCascadeVAE:
             expected = output.reconstruction_loss_sum / output.n_obs_minibatch + (divergence * beta).sum(1).mean()
             torch.testing.assert_close(output.loss, expected)
             module.dual_step({})
-        assert released == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert released == [1, 1, 1, 1, 1, 1, 2, 2, 2]
         assert categorical == [0, 0, 0, 1, 1, 1, 1, 1, 1]
 
     def test_the_category_is_the_one_that_reconstructs_best(self):
@@ -129,7 +130,10 @@ class TestCascadeVAE:
 
 @pytest.mark.parametrize(
     ("cls", "options"),
-    [(JointVAE, {"capacity_state": 0.5, "capacity_steps": 600}), (CascadeVAE, {"category_stage": 0})],
+    [
+        (JointVAE, {"capacity_state": 0.5, "capacity_category": 1.1, "capacity_steps": 600}),
+        (CascadeVAE, {"category_stage": 0}),
+    ],
     ids=["JointVAE", "CascadeVAE"],
 )
 def test_types_are_found_written_and_kept(cls, options, blocks, tmp_path):

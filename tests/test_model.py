@@ -36,6 +36,17 @@ def quick(adata, *, setup=None, epochs=2, train=None, **options):
     return model
 
 
+def test_arms_that_share_a_network_find_types_and_are_kept(adata, tmp_path):
+    model = quick(adata, epochs=40, share_arms=True, n_hidden=32)
+    posterior = model.get_posterior()
+    np.testing.assert_allclose(posterior.state[:, 0], posterior.state[:, 1], atol=1e-4)
+    assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.6
+    model.save(tmp_path / "model")
+    loaded = cpl.CplMixVI.load(tmp_path / "model", adata)
+    assert loaded.module.arms[0] is loaded.module.arms[1]
+    np.testing.assert_allclose(loaded.predict(soft=True), model.predict(soft=True), atol=1e-6)
+
+
 def test_types_of_separate_clusters_are_found(adata, model):
     assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.6
 

@@ -50,6 +50,20 @@ def test_every_parameter_of_every_arm_learns(likelihood, n_arms, hard):
         assert parameter.grad.abs().sum() > 0 or "bias" in name, name
 
 
+def test_arms_that_share_a_network_say_the_same_of_a_cell_and_differ_on_copies():
+    module, tensors = make_module(share_arms=True, n_arms=3, augmenter=CountThinning(0.5)), minibatch()
+    alone = make_module(n_arms=1)
+    assert len(module.arms) == 3
+    assert sum(p.numel() for p in module.parameters()) == sum(p.numel() for p in alone.parameters())
+    first, *others = (output.log_qc for output in module.eval()(tensors)[0]["arms"])
+    assert all(torch.equal(first, other) for other in others)
+    module.train()
+    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    inference, _, output = module(tensors)
+    assert not torch.equal(inference["arms"][0].log_qc, inference["arms"][1].log_qc)
+    assert output.extra_metrics["distance"] > 0
+
+
 @pytest.mark.parametrize("likelihood", ALL)
 def test_a_few_steps_lower_the_loss(likelihood):
     module, tensors = make_module(likelihood), minibatch(likelihood)

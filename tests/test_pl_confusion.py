@@ -60,6 +60,16 @@ class TestConfusion:
         np.testing.assert_allclose(tree.get_lines()[0].get_xdata(), [0, 0, 1, 1])
         assert tree.get_title(loc="left").startswith("ACC 1.00")
 
+    def test_rows_in_the_order_of_a_taxonomy(self, make_annotated):
+        adata = make_annotated(3, sizes=[30, 20, 10])
+        adata.obs["cplmixvi"] = pd.Categorical(adata.obs["cplmixvi"].astype(str).replace("2", "0"))
+        ax = pl.confusion(adata, "truth", order=["type c0", "type x", "type b0", "type a0"])
+        assert labels_of(ax.yaxis) == ["type c0 (10)", "type b0 (20)", "type a0 (30)"]
+        assert labels_of(ax.xaxis) == ["4", "0"]
+        np.testing.assert_array_equal(image_of(ax), [[1, 0], [0, 1], [0, 1]])
+        with pytest.raises(ValueError, match="order lacks type a0"):
+            pl.confusion(adata, "truth", order=["type c0", "type b0"])
+
     def test_long_names_make_the_figure_wider(self, make_annotated):
         adata = make_annotated(3)
         before = pl.confusion(adata, "truth").figure.get_figwidth()

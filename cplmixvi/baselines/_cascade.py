@@ -72,9 +72,10 @@ class CascadeModule(SingleArmModule):
 
     .. math:: -\log p(x\mid s, c) + \sum_d \beta_d\,\mathrm{KL}\big(q(s_d\mid x)\,\|\,\mathcal N(0, 1)\big)
 
-    All :math:`\beta_d` are high at first; every stage lowers that of one more dimension. From stage ``category_stage``
-    on the categories of a minibatch are those of least reconstruction error under a congestion cost
-    (:func:`~cplmixvi.baselines.assign_categories`); before, cells have none.
+    All :math:`\beta_d` are high at first; every stage lowers that of one more dimension, but for stage
+    ``category_stage``, in which categories come into use instead. From then on the categories of a minibatch are those
+    of least reconstruction error under a congestion cost (:func:`~cplmixvi.baselines.assign_categories`); before, cells
+    have none.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ class CascadeModule(SingleArmModule):
         Steps of a stage; if `None`, the training's steps divided by one more than the dimensions, so that a stage is
         left when all are released.
     category_stage
-        Number of released dimensions with which categories come into use, from 0 to ``n_state``.
+        Stage in which categories come into use, with so many dimensions released, from 0 to ``n_state``.
     congestion
         Nats that a cell costs more per cell that is in its category before it.
     **options
@@ -132,13 +133,18 @@ class CascadeModule(SingleArmModule):
         self._set_stage()
 
     @property
+    def stage(self) -> int:
+        """Stage of the next step, from 0."""
+        return int(self.n_steps) // self._steps_per_stage
+
+    @property
     def n_released(self) -> int:
         """Dimensions of the state that are released in the next step."""
-        return min(self.n_state, int(self.n_steps) // self._steps_per_stage)
+        return min(self.n_state, self.stage + (self.stage < self.category_stage))
 
     def _set_stage(self) -> None:
         for arm in self.arms:
-            arm.categorical = self.n_released >= self.category_stage
+            arm.categorical = self.stage >= self.category_stage
             arm.library = self.target_library if self.on_counts else None
 
     def inference(self, *args, **kwargs) -> dict:

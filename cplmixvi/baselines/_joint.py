@@ -24,8 +24,9 @@ class JointModule(SingleArmModule):
         -\log p(x\mid s, c) + \gamma\,|\mathrm{KL}_s - C_s| + \gamma\,|\mathrm{KL}_c - C_c|
 
     with :math:`\mathrm{KL}_s` of :math:`q(s\mid x)` from a standard normal and :math:`\mathrm{KL}_c` of
-    :math:`q(c\mid x)` from the uniform distribution, means over the minibatch. The capacities grow linearly from zero,
-    :math:`C_c` to no more than :math:`\log K`. The state does not depend on the category.
+    :math:`q(c\mid x)` from the uniform distribution, means over the minibatch. The capacities grow linearly from zero;
+    where :math:`C_c` reaches :math:`\log K`, all that categories can hold, it stays there. The state does not depend
+    on the category.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class JointModule(SingleArmModule):
     gamma
         Weight of the divergences' distance from the capacities.
     capacity_state, capacity_category
-        Largest :math:`C_s` and :math:`C_c`, nats.
+        Where :math:`C_s` and :math:`C_c` are after ``capacity_steps``, nats, but for the bound of the latter.
     capacity_steps
         Steps until the largest capacities are reached; a quarter of the training's if `None`.
     temperature
@@ -70,8 +71,7 @@ class JointModule(SingleArmModule):
             raise ValueError(f"capacity_steps={capacity_steps!r} must be at least 1.")
         super().__init__(n_input, temperature=temperature, **options)
         self.gamma, self.capacity_steps = gamma, capacity_steps
-        self.capacity_state = capacity_state
-        self.capacity_category = min(capacity_category, math.log(self.n_categories))
+        self.capacity_state, self.capacity_category = capacity_state, capacity_category
         self._growing_steps = capacity_steps or 1
 
     def plan_steps(self, n_steps: int) -> None:
@@ -82,7 +82,8 @@ class JointModule(SingleArmModule):
     def capacities(self) -> tuple[float, float]:
         """:math:`C_s` and :math:`C_c` of the next step, nats."""
         share = min(1.0, int(self.n_steps) / self._growing_steps)
-        return share * self.capacity_state, share * self.capacity_category
+        # Cut off, not scaled: both capacities grow at the same rate until the categories can hold no more.
+        return share * self.capacity_state, min(share * self.capacity_category, math.log(self.n_categories))
 
     def loss(
         self,

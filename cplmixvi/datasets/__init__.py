@@ -15,6 +15,7 @@ from cplmixvi.datasets._loaders import (
     scmix,
     scmix_rna,
     tasic2016,
+    tasic2018,
     worm_neurons,
     zeisel2015,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "scmix_rna",
     "simulate",
     "tasic2016",
+    "tasic2018",
     "worm_neurons",
     "zeisel2015",
 ]

@@ -87,6 +87,19 @@ def tasic2016() -> AnnData:
     return read(REGISTRY["tasic2016"])
 
 
+def tasic2018() -> AnnData:
+    """Neurons of mouse primary visual and anterior lateral motor cortex, the cells of the paper.
+
+    Tasic et al. 2018, Nature 563:72. About 2 GB are downloaded from the Allen Institute.
+
+    Returns
+    -------
+    AnnData of exon counts (full-length sequencing, not molecules), 22,365 cells x 45,768 genes. ``obs``: ``cell_type``
+    (115), ``subclass``, ``cell_class`` (GABAergic, Glutamatergic) and ``area`` (VISp, ALM).
+    """
+    return read(REGISTRY["tasic2018"])
+
+
 def scmix() -> AnnData:
     """Single cells of three human lung cancer lines, told apart by their genotype.
 
@@ -148,6 +161,7 @@ _LOADERS = {
         worm_neurons,
         paul2015,
         tasic2016,
+        tasic2018,
         scmix,
         scmix_rna,
         pbmc68k,

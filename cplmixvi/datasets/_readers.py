@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ Path_ = str | Path
 
 _KANG_SAMPLES = (("GSM2560248_2.1.mtx.gz", "ctrl"), ("GSM2560249_2.2.mtx.gz", "stim"))
 _ZEISEL_META = {"tissue": "tissue", "sex": "sex", "age": "age", "level1class": "cell_class", "level2class": "cell_type"}
+# Neurons of Tasic et al. 2018 that the paper leaves out, and types whose cells of both areas it takes together.
+_TASIC_DROPPED = ("Low Quality", "CR Lhx5", "Meis2 Adamts19")
+_TASIC_JOINED = {"L6b VISp Col8a1 Rprm": "L6b Col8a1 Rprm", "L6 CT ALM Nxph2 Sla": "L6 CT Nxph2 Sla"}
 # Names of the clusters 1..19 of Paul et al. 2015, as used since in the literature.
 _PAUL_TYPES = ("Ery",) * 6 + (
     *("MEP", "Mk", "GMP", "GMP", "DC", "Baso", "Baso", "Mo", "Mo", "Neu", "Neu", "Eos", "Lymph"),
@@ -217,6 +221,58 @@ def read_tasic2016(values: Path_, clusters: Path_) -> AnnData:
     types = table["primary_type"].str.replace(" ", "_").astype("category")
     obs = pd.DataFrame({"cell_type": types}, index=table.index)
     return _anndata(rpkm[table.index].to_numpy(np.float32).T, obs, rpkm.index)
+
+
+def read_tasic2018(visp: Path_, alm: Path_) -> AnnData:
+    """The neurons of Tasic et al. 2018, from the Allen Institute's archives of both areas.
+
+    Parameters
+    ----------
+    visp, alm
+        Zip files with ``*exon-matrix.csv`` (genes x cells), ``*genes-rows.csv`` (``gene_symbol``, ``gene_entrez_id``)
+        and ``*samples-columns.csv`` (``sample_name``, ``class``, ``subclass``, ``cluster``).
+
+    Returns
+    -------
+    AnnData of exon counts of the cells of class "GABAergic" and "Glutamatergic", without the clusters that the paper
+    leaves out; ``obs``: ``cell_type``, ``subclass``, ``cell_class``, ``area``.
+    """
+    parts = [_read_tasic_area(path, area) for path, area in ((visp, "VISp"), (alm, "ALM"))]
+    (first, obs, genes), (second, more, others) = parts
+    if list(genes) != list(others):
+        raise ValueError(f"{Path(alm).name} has other genes than {Path(visp).name}: delete both and load again")
+    obs = pd.concat([obs, more])
+    return _anndata(sparse.vstack([first, second]), obs.astype("category"), genes)
+
+
+def _read_tasic_area(path: Path_, area: str) -> tuple[sparse.csr_matrix, pd.DataFrame, pd.Series]:
+    """Counts ``(n_cells, n_genes)``, ``obs`` and gene symbols of the neurons in one archive."""
+    with zipfile.ZipFile(path) as archive:
+        member = {}
+        for ending in ("exon-matrix.csv", "genes-rows.csv", "samples-columns.csv"):
+            found = [name for name in archive.namelist() if name.endswith(ending)]
+            _need([ending], [ending] if len(found) == 1 else [], path)
+            member[ending] = found[0]
+        with archive.open(member["genes-rows.csv"]) as file:
+            genes = pd.read_csv(file, keep_default_na=False)
+        with archive.open(member["samples-columns.csv"]) as file:
+            cells = pd.read_csv(file, keep_default_na=False)
+        _need(["gene_symbol", "gene_entrez_id"], genes.columns, path)
+        _need(["sample_name", "class", "subclass", "cluster"], cells.columns, path)
+        neuron = cells["class"].isin(["GABAergic", "Glutamatergic"]) & ~cells["cluster"].isin(_TASIC_DROPPED)
+        cells = cells[neuron].set_index("sample_name")
+        blocks, rows = [], []
+        with archive.open(member["exon-matrix.csv"]) as file:
+            # The whole table would take several GB: a block of genes after the other.
+            for block in pd.read_csv(file, index_col=0, chunksize=2_000):
+                _need(cells.index, block.columns, path)
+                rows.extend(block.index)
+                blocks.append(sparse.csr_matrix(block[cells.index].to_numpy(np.float32)))
+    symbols = genes.set_index("gene_entrez_id")["gene_symbol"]
+    _need([str(row) for row in rows], symbols.index.astype(str), path)
+    types = cells["cluster"].replace(_TASIC_JOINED)
+    obs = pd.DataFrame({"cell_type": types, "subclass": cells["subclass"], "cell_class": cells["class"], "area": area})
+    return sparse.vstack(blocks).T.tocsr(), obs, symbols[rows]
 
 
 def _read_mixology(counts: Path_, metadata: Path_) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,6 +8,7 @@ _GEO = "https://ftp.ncbi.nlm.nih.gov/geo/series"
 # Commits, not branches: a file behind such an address cannot change.
 _SCDCC = "https://github.com/ttgump/scDCC/raw/84f29c345b2b6b0d61131f733fb6180fa0b6e56e/data"
 _SCDEEPCLUSTER = "https://github.com/ttgump/scDeepCluster/raw/ae033d7e366e68e68fe8ac5792744aa19cbc20f9"
+_ALLEN = "https://celltypes.brain-map.org/api/v2/well_known_file_download"
 _MIXOLOGY = "https://github.com/LuyiTian/sc_mixology/raw/19667e111aac52abbfcaa6fff07da2fd05984709/data/csv"
 
 
@@ -121,6 +122,17 @@ _ALL = (
         ),
         public_shape=(761, None),
         doc="Interneurons of mouse visual cortex, RPKM (take log1p before use)",
+    ),
+    DatasetInfo(
+        name="tasic2018",
+        file="tasic2018_neurons.h5ad",
+        shape=(22_365, 45_768),
+        labels=("cell_type", "subclass", "cell_class"),
+        likelihood="nb",
+        reader="read_tasic2018",
+        urls=(f"{_ALLEN}/694413985", f"{_ALLEN}/694413179"),
+        public_shape=(22_365, 45_768),
+        doc="Neurons of two areas of mouse cortex, 115 types, exon counts",
     ),
     DatasetInfo(
         name="scmix",

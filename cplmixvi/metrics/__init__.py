@@ -7,6 +7,7 @@ of every score. A cell without a predicted label stays in and is never correct; 
 
 from cplmixvi.metrics._arms import agreement, consensus_matrix
 from cplmixvi.metrics._calibration import brier, confidence, expected_calibration_error
+from cplmixvi.metrics._disentanglement import disentanglement_score, mutual_information_gap
 from cplmixvi.metrics._evaluate import correct_cells, evaluate
 from cplmixvi.metrics._information import ami, ari, nmi
 from cplmixvi.metrics._matching import (
@@ -30,9 +31,11 @@ __all__ = [
     "confusion",
     "consensus_matrix",
     "correct_cells",
+    "disentanglement_score",
     "evaluate",
     "expected_calibration_error",
     "match_categories",
+    "mutual_information_gap",
     "nmi",
     "purity",
     "rare_recall",

@@ -47,6 +47,8 @@ class CplMixVAE(BaseModuleClass):
         Weight of the states' divergence.
     state_given_category
         Whether q(s|c,x) sees ``c``.
+    share_arms
+        Whether all arms are one network, which then sees several copies of each cell (an ablation of the paper).
     state_prior
         p(s|c): ``"standard"`` or ``"type"``, see :class:`~cplmixvi.module.StatePrior`.
     target_library
@@ -90,6 +92,7 @@ class CplMixVAE(BaseModuleClass):
         hard: bool = False,
         beta: float = 1.0,
         state_given_category: bool = True,
+        share_arms: bool = False,
         state_prior: str = "standard",
         target_library: float = 1e4,
         distance: str = "aitchison",
@@ -121,7 +124,7 @@ class CplMixVAE(BaseModuleClass):
             momentum=variance_momentum,
         )
         self.register_buffer("target_library", torch.tensor(float(target_library)))
-        self.arms = nn.ModuleList(
+        arms = [
             self._arm_cls(
                 n_input,
                 n_categories,
@@ -135,9 +138,12 @@ class CplMixVAE(BaseModuleClass):
                 state_given_category=state_given_category,
                 normal_form=self.augmenter.normal_form if self.augmenter.moves_far else None,
             )
-            for _ in range(n_arms)
-        )
-        self.priors = nn.ModuleList(StatePrior(state_prior, n_categories, n_state) for _ in range(n_arms))
+            for _ in range(1 if share_arms else n_arms)
+        ]
+        priors = [StatePrior(state_prior, n_categories, n_state) for _ in arms]
+        # One network stands in the place of every arm, so that nothing else needs to know.
+        self.arms = nn.ModuleList(arms * n_arms if share_arms else arms)
+        self.priors = nn.ModuleList(priors * n_arms if share_arms else priors)
         self.alignment = StateAlignment(n_arms, n_categories, n_state)
 
     # ------------------------------------------------------------------ inputs

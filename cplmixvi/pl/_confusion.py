@@ -42,7 +42,7 @@ def confusion(
     key: str = "cplmixvi",
     *,
     normalize: Literal["reference", "category"] | None = "reference",
-    order: Literal["matching", "dendrogram"] = "matching",
+    order: Literal["matching", "dendrogram"] | Sequence[str] = "matching",
     ignore: Sequence[str] = (),
     annotate: bool | None = None,
     cmap: str | Colormap | None = None,
@@ -66,7 +66,8 @@ def confusion(
         Make each row (``"reference"``) or each column (``"category"``) sum to 1, or show cells (``None``).
     order
         ``"matching"``, or ``"dendrogram"``: columns in the order of :func:`cplmixvi.tl.order_categories` with its tree
-        above them, and rows by the columns in which their cells are.
+        above them, and rows by the columns in which their cells are. A list of reference types, such as the leaves of
+        a taxonomy (paper, Fig. 4): rows in that order, and columns by their partners.
     ignore
         Reference labels that mean "unknown"; their cells are left out, as are those without a label.
     annotate
@@ -87,15 +88,17 @@ def confusion(
         ordered, or an option is not one of those above.
     """
     check_choice(normalize, ("reference", "category", None), argument="normalize")
-    check_choice(order, ("matching", "dendrogram"), argument="order")
+    rows = None if isinstance(order, str) else [str(name) for name in order]
+    if rows is None:
+        check_choice(order, ("matching", "dendrogram"), argument="order")
     result = read_result(adata, key)
-    leaves = stored_order(result, key) if order == "dendrogram" else None
+    leaves = stored_order(result, key) if rows is None and order == "dendrogram" else None
     truth, labels = _labelled(adata, reference_key, key, ignore)
     # Uncertain cells are no category that a type could be matched to.
     assigned = labels.where(labels != UNASSIGNED)
     partner = metrics.match_categories(truth, assigned, ignore=ignore)
     counts = metrics.confusion(truth, labels, ignore=ignore)
-    counts = _matched(counts, partner) if leaves is None else _along_tree(counts, leaves)
+    counts = _matched(counts, partner, rows) if leaves is None else _along_tree(counts, leaves)
     shares = _normalised(counts, normalize)
 
     with style():
@@ -143,16 +146,22 @@ def _labelled(adata: AnnData, reference_key: str, key: str, ignore: Sequence[str
     return reference, labels
 
 
-def _matched(counts: pd.DataFrame, partner: dict) -> pd.DataFrame:
-    """Rows by falling size, each row's partner on the diagonal, then rows and columns without one."""
+def _matched(counts: pd.DataFrame, partner: dict, order: Sequence[str] | None) -> pd.DataFrame:
+    """Rows in the order given, or by falling size and those without a partner last; partners on the diagonal."""
     rows = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    if order is not None:
+        left_out = [str(row) for row in rows if str(row) not in order]
+        if left_out:
+            raise ValueError(f"order lacks {', '.join(left_out[:3])}: give all reference types that cells have")
+        rows = sorted(rows, key=lambda row: order.index(str(row)))
     column_of = {partner[column]: column for column in counts.columns if partner.get(column) in rows}
-    paired = [row for row in rows if row in column_of]
-    alone = [row for row in rows if row not in column_of]
+    # A taxonomy's order is not broken for types without a partner.
+    paired = [row for row in rows if row in column_of or order is not None]
+    alone = [row for row in rows if row not in paired]
     position = {row: i for i, row in enumerate(paired + alone)}
     extra = [column for column in counts.columns if column not in column_of.values()]
     extra.sort(key=lambda column: (column == UNASSIGNED, position[counts[column].idxmax()], -counts[column].sum()))
-    return counts.loc[paired + alone, [column_of[row] for row in paired] + extra]
+    return counts.loc[paired + alone, [column_of[row] for row in paired if row in column_of] + extra]
 
 
 def _along_tree(counts: pd.DataFrame, leaves: Sequence[str]) -> pd.DataFrame:
