@@ -23,7 +23,7 @@ from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
 from cplmixvi.augment import Augment, learned_parts, resolve
 from cplmixvi.module import CplMixVAE
-from cplmixvi.train import CplMixPlan, CplMixSplitter
+from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter
 
 from ._augmenter import AugmenterMixin
 from ._checkpoints import CheckpointsMixin, interruptible
@@ -104,6 +104,7 @@ class CplMixVI(
 
     _module_cls = CplMixVAE
     _data_splitter_cls = CplMixSplitter
+    _data_loader_cls = CellLoader
     _training_plan_cls = CplMixPlan
 
     def __init__(
