@@ -5,8 +5,8 @@ python benchmarks/large.py --render
 
 Every run is a process of its own, so that its peak memory is its own, and a line of ``results/large.jsonl``. The cells
 are simulated in pieces and written to a file under ``--folder`` sorted by type, which is the worst order to read blocks
-from. Times are of whole epochs, without the start, on the threads that are given; memory is of the whole process, from
-the import to the written result.
+from. Times are of whole epochs, without the start, on the threads that are given: seconds, and seconds of the processor,
+which other programs do not lengthen. Memory is of the whole process, from the import to the annotated cells.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 RESULTS = Path(__file__).parent / "results"
-N_TYPES, MEAN_COUNTS = 20, 150.0
+N_TYPES, MEAN_COUNTS = 10, 150.0
 #: Cells that are simulated at a time.
 PIECE = 20_000
 
@@ -48,7 +48,7 @@ def simulated(path: Path, n_cells: int, n_genes: int, seed: int = 0) -> Path:
     if path.exists():
         return path
     rng = np.random.default_rng(seed)
-    pattern = simulate(20 * N_TYPES, n_genes, N_TYPES, n_markers=50, seed=seed)
+    pattern = simulate(20 * N_TYPES, n_genes, N_TYPES, n_markers=100, marker_fold=6.0, seed=seed)
     rates = np.exp(rng.normal(0, 1.2, n_genes)[:, None] + pattern.varm["type_log_fold"]).T
     rates /= rates.sum(1, keepdims=True)
     types = np.sort(rng.integers(N_TYPES, size=n_cells))
@@ -80,13 +80,12 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
     import cplmixvi as cpl
 
     class Clock(Callback):
-        times: list[float] = []
+        times: list[tuple[float, float]] = []
 
         def on_train_epoch_start(self, *args):
-            self.times.append(time.perf_counter())
+            self.times.append((time.perf_counter(), time.process_time()))
 
-        def on_train_epoch_end(self, *args):
-            self.times.append(time.perf_counter())
+        on_train_epoch_end = on_train_epoch_start
 
     scvi.settings.seed = 0
     imported = peak()
@@ -99,15 +98,16 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
     trained, after_training = time.perf_counter(), peak()
     cpl.tl.annotate(adata, model)
     annotated = time.perf_counter()
-    epoch = np.diff(Clock.times)[::2]
+    epoch, cpu = np.median(np.diff(Clock.times, axis=0)[::2], axis=0)
     return {
         "cells": adata.n_obs,
         "genes": adata.n_vars,
         "where": where,
         "epochs": epochs,
         "batch_size": batch_size,
-        "cells_per_s": round(adata.n_obs / float(np.median(epoch))),
-        "start_s": round(Clock.times[0] - begin, 1),
+        "cells_per_s": round(adata.n_obs / epoch),
+        "cells_per_cpu_s": round(adata.n_obs / cpu),
+        "start_s": round(Clock.times[0][0] - begin, 1),
         "train_s": round(trained - begin, 1),
         "annotate_s": round(annotated - trained, 1),
         "peak_imported_mb": imported,
@@ -127,11 +127,11 @@ def render(path: Path) -> None:
     runs = pd.read_json(path, lines=True)
     keys = ["cells", "genes", "batch_size", "where"]
     runs = runs.groupby(keys, sort=True).last().reset_index()
-    memory = runs[runs["where"] == "memory"].set_index(keys[:3])["cells_per_s"]
+    memory = runs[runs["where"] == "memory"].set_index(keys[:3])["cells_per_cpu_s"]
     of_memory = [memory.get(tuple(row[:3])) for row in runs[keys].itertuples(index=False)]
-    runs["share of in memory"] = (runs["cells_per_s"] / pd.Series(of_memory, dtype=float)).round(2)
+    runs["share of in memory"] = (runs["cells_per_cpu_s"] / pd.Series(of_memory, dtype=float)).round(2)
     runs["peak_gb"] = (runs.pop("peak_mb") / 1024).round(2)
-    shown = [*keys, "cells_per_s", "share of in memory", "peak_gb", "start_s", "annotate_s", "ari"]
+    shown = [*keys, "cells_per_s", "cells_per_cpu_s", "share of in memory", "peak_gb", "start_s", "annotate_s", "ari"]
     path.with_suffix(".md").write_text(runs[shown].to_markdown(index=False) + "\n")
 
 

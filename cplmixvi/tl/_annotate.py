@@ -31,6 +31,7 @@ def annotate(
     top_k: int | None = None,
     overwrite: bool = False,
     batch_size: int | None = None,
+    values_of: AnnData | None = None,
 ) -> None:
     """Write categories, probabilities, states and consensus into ``adata``.
 
@@ -52,6 +53,9 @@ def annotate(
         :func:`stability`, :func:`rank_genes` and :func:`order_categories` made from it is dropped.
     batch_size
         Cells per pass.
+    values_of
+        The same cells with the values to look at, where ``adata`` has other ones or none, such as cells of which all
+        but the values is in memory.
 
     Returns
     -------
@@ -86,13 +90,15 @@ def annotate(
     ------
     ValueError
         If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, ``top_k`` is below 1, entries of
-        another origin exist, or genes are missing.
+        another origin exist, genes are missing, or ``values_of`` has other cells.
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence!r} is outside [0, 1]; give a probability.")
     check_destination(adata, key_added, overwrite=overwrite)
     keys = ResultKeys(key_added)
-    posterior = model.get_posterior(adata, batch_size=batch_size, top_k=top_k)
+    if values_of is not None and not values_of.obs_names.equals(adata.obs_names):
+        raise ValueError("values_of has other cells than adata, or in another order; the same obs_names are needed.")
+    posterior = model.get_posterior(adata if values_of is None else values_of, batch_size=batch_size, top_k=top_k)
     final = posterior.category
     consensus = Consensus.from_labels(posterior.labels, final, model.n_categories, model.category_names)
     used = np.unique(final)
