@@ -5,8 +5,8 @@ python benchmarks/large.py --render
 
 Every run is a process of its own, so that its peak memory is its own, and a line of ``results/large.jsonl``. The cells
 are simulated in pieces and written to a file under ``--folder`` sorted by type, which is the worst order to read blocks
-from. Times are of whole epochs, without the start, on the threads that are given: seconds, and seconds of the processor,
-which other programs do not lengthen. Memory is of the whole process, from the import to the annotated cells.
+from. Times are of whole epochs, without the start, on the threads that are given: seconds, and seconds of the
+processor, which other programs do not lengthen. Memory is of the whole process, from the import to the annotated cells.
 """
 
 from __future__ import annotations

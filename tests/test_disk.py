@@ -1,6 +1,7 @@
 """Cells in a file: the same cells in the same order as in memory, minibatches of all of them, and flat memory."""
 
 import anndata
+import lightning.pytorch
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -117,3 +118,37 @@ def _loader_input(model, tensors):
     from cplmixvi.train._guide import guide_input
 
     return guide_input(model.module, tensors)
+
+
+class Pieces(lightning.pytorch.LightningDataModule):
+    """Minibatches of an AnnData, as data modules of stores that are no AnnData give them."""
+
+    def __init__(self, adata, batch_size=32):
+        super().__init__()
+        self.cells, self.batch_size, self.n_obs = adata, batch_size, adata.n_obs
+
+    def minibatches(self):
+        for rows in np.array_split(np.random.default_rng(0).permutation(self.n_obs), self.n_obs // self.batch_size):
+            yield {
+                REGISTRY_KEYS.X_KEY: torch.from_numpy(self.cells.X[rows].toarray()),
+                REGISTRY_KEYS.BATCH_KEY: torch.from_numpy(self.cells.obs["batch"].cat.codes.to_numpy()[rows].copy())
+                .long()
+                .view(-1, 1),
+                REGISTRY_KEYS.LABELS_KEY: torch.zeros(len(rows), 1, dtype=torch.long),
+            }
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader([*self.minibatches()], batch_size=None)
+
+
+def test_a_model_trains_on_a_data_module_and_labels_cells_of_its_genes(make_counts):
+    adata = make_counts(n_obs=320)
+    few = adata[:40].copy()
+    few.obs["batch"] = few.obs["batch"].cat.set_categories(adata.obs["batch"].cat.categories)
+    cpl.CplMixVI.setup_anndata(few, batch_key="batch")
+    registry = cpl.CplMixVI(few, n_categories=3).registry
+    model = cpl.CplMixVI(registry=registry, n_categories=3, n_hidden=16, target_library=1_200.0)
+    model.train(datamodule=Pieces(adata), max_epochs=20, enable_progress_bar=False)
+    assert cpl.metrics.accuracy(adata.obs["type"], model.predict(adata)) > 0.95
+    cpl.tl.annotate(adata, model)
+    assert adata.uns["cplmixvi"]["n_categories"] == 3

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scvi
 from sklearn.metrics import adjusted_rand_score
 
 import cplmixvi as cpl
 from cplmixvi import _processes
+from cplmixvi.model._settings import settled
 
 SCRIPT = Path(__file__).with_name("train_together.py")
 
@@ -95,3 +97,32 @@ def test_one_process_needs_no_others():
     assert (_processes.n_processes(), _processes.process_index()) == (1, 0)
     assert _processes.any_of(True) is True
     assert _processes.same_everywhere("x") == "x"
+
+
+class TestRefused:
+    """What each process would do by itself."""
+
+    def model(self, make_counts, **options):
+        adata = make_counts()
+        cpl.CplMixVI.setup_anndata(adata, layer="counts")
+        return cpl.CplMixVI(adata, **options)
+
+    def test_a_number_of_categories_that_may_differ(self, make_counts):
+        model = self.model(make_counts)
+        scvi.settings.seed = None
+        with pytest.raises(ValueError, match="a number of categories of its own; give n_categories"):
+            model.train(devices=2, accelerator="cpu")
+
+    def test_an_augmenter_that_has_not_learned(self, make_counts):
+        with pytest.raises(ValueError, match=r"trained by one process; call model.train_augmenter\(\)"):
+            self.model(make_counts, n_categories=3, augment="learned").train(strategy="ddp", devices=2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "several"),
+    [(1, False), (2, True), ("auto", False), ("2", True), ([0], False), ([0, 1], True), (-1, True)],
+)
+def test_several_devices_train_together_whatever_they_are_called(devices, several):
+    given = {"devices": devices, "plan_kwargs": {}, "train_size": 1.0, "batch_size": 10, "max_epochs": 1}
+    assert ("strategy" in settled(given, 100, False)) == several
+    assert settled({**given, "strategy": "ddp_spawn"}, 100, False)["strategy"] == "ddp_spawn"

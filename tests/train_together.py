@@ -17,8 +17,6 @@ import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 
-torch.set_num_threads(1)
-
 import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
 from cplmixvi._processes import averaged
@@ -126,4 +124,5 @@ def main(kind, n_processes, folder):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -332,7 +332,10 @@ def write_back(
     overwrite: bool = False,
     values_of: AnnData | None = None,
 ) -> None:
-    """Annotate all cells, by the values of ``values_of`` where ``adata`` has none, and take out what scvi-tools leaves behind in an AnnData that it has seen."""
+    """Annotate all cells, and take out what scvi-tools leaves behind in an AnnData that it has seen.
+
+    Values are those of ``values_of`` where ``adata`` has none.
+    """
     from cplmixvi import tl
 
     before = set(adata.obs) | set(adata.uns)

@@ -28,6 +28,7 @@ from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter
 from ._augmenter import AugmenterMixin
 from ._checkpoints import CheckpointsMixin, interruptible
 from ._covariates import check_known
+from ._devices import check_several
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
@@ -271,12 +272,12 @@ class CplMixVI(
         max_epochs
             Epochs; by default as many as give about 2,500 steps.
         accelerator, devices
-            Passed to Lightning; ``"auto"`` uses a GPU where there is one.
+            Passed to Lightning; ``"auto"`` uses one GPU where there is one. Several train together, each in a process.
         train_size
             Share of cells to train on. All by default: types are found in the cells that are trained on, and the
             rarest may have a dozen. Early stopping and validation need a share below 1 (0.9 if not given).
         batch_size
-            Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
+            Cells per step and process; :func:`cplmixvi.train.default_batch_size` by default.
         warm_start
             Start the arms from the categories on which several views of the data agree, and keep them near these.
             By default when the model is trained for the first time. `False`, together with
@@ -349,9 +350,12 @@ class CplMixVI(
 
     def _find_what_training_needs(self, settings: dict) -> None:
         """Find the number of categories where none was given, and train the augmenter where it was not."""
-        if self._finds_n_categories and not self.is_trained_ and self.adata is not None and self.adata.n_obs > 1:
+        finds = self._finds_n_categories and not self.is_trained_ and getattr(self.adata, "n_obs", 0) > 1
+        learns = not all(part.fitted for part in learned_parts(self.module.augmenter))
+        check_several(settings.get("strategy"), finds_n_categories=finds, learns_augmenter=learns)
+        if finds:
             self._take_n_categories((self.selection or self.select_n_categories()).n_categories)
-        if not all(part.fitted for part in learned_parts(self.module.augmenter)):
+        if learns:
             shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
             self.train_augmenter(**{key: settings[key] for key in shared if key in settings})
 

@@ -14,7 +14,6 @@ from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import Dataset, IterableDataset
 
 from cplmixvi._constants import CELL_KEY
-
 from cplmixvi._processes import n_processes, process_index, same_everywhere
 
 #: Rows that are read together, because they lie together, and entries of the blocks that are mixed, as if all were
