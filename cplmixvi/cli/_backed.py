@@ -91,16 +91,14 @@ def select(path: Path, adata: AnnData, scratch: Path, n_top: int, likelihood: st
             some = AnnData(values[np.sort(rows)], obs=adata.obs.iloc[np.sort(rows)], var=adata.var)
             genes = pp.select_genes(some, n_top, likelihood=likelihood, batch_key=batch_key)
         obs = adata.obs[[] if batch_key is None else [batch_key]]
-        with h5py.File(scratch, "w") as target:
-            write_elem(target, "/", AnnData(obs=obs, var=adata.var.loc[genes, []]))
+        AnnData(obs=obs, var=adata.var.loc[genes, []]).write_h5ad(scratch)
+        with h5py.File(scratch, "r+") as target:
             is_empty = np.zeros(adata.n_obs, dtype=bool)
             for row, _, block in iter_blocks(values):
                 # Sparse in any case: selected genes of most cells are mostly zero, and few bytes are quick to read.
                 chosen = sparse.csr_matrix(block[:, np.flatnonzero(genes)], dtype=np.float32)
                 is_empty[row : row + chosen.shape[0]] = np.asarray((chosen != 0).sum(axis=1)).ravel() == 0
                 if row == 0:
-                    if "X" in target:
-                        del target["X"]
                     write_elem(target, "X", chosen)
                 else:
                     sparse_dataset(target["X"]).append(chosen)
