@@ -194,3 +194,44 @@ def test_what_was_made_from_an_older_result_is_dropped(annotated, fitted):
     assert "order" not in annotated.uns["cplmixvi"]
     assert not {"rank_genes_cplmixvi", "cplmixvi_colors"} & set(annotated.uns)
     assert "cplmixvi_stability" in annotated.obs, "no result says that this column is ours"
+
+
+class TestLargestProbabilities:
+    @pytest.mark.parametrize("top_k", [1, 3, 100])
+    def test_they_are_those_of_all(self, fitted, top_k):
+        adata, model = fitted
+        everything, largest = model.get_posterior(batch_size=50), model.get_posterior(batch_size=50, top_k=top_k)
+        kept = largest.proba.toarray()
+        assert (np.diff(largest.proba.indptr) == min(top_k, 8)).all()
+        np.testing.assert_allclose(kept[kept > 0], everything.proba[kept > 0], rtol=1e-6)
+        best = np.sort(everything.proba, axis=1)[:, ::-1][:, :top_k]
+        np.testing.assert_allclose(np.sort(kept, axis=1)[:, ::-1][:, :top_k], best, rtol=1e-6)
+        for posterior in (everything, largest):
+            np.testing.assert_array_equal(posterior.category, everything.proba.argmax(1))
+            np.testing.assert_allclose(posterior.confidence, everything.proba.max(1))
+        np.testing.assert_allclose(largest.combined, everything.combined)
+
+    def test_they_are_written_as_a_sparse_matrix_and_everything_else_as_before(self, fitted, annotated, tmp_path):
+        adata, model = fitted
+        some = adata.copy()
+        cpl.CplMixVI.setup_anndata(adata, layer="counts")
+        cpl.tl.annotate(some, model, top_k=2)
+        some.write_h5ad(tmp_path / "some.h5ad")
+        some = anndata.read_h5ad(tmp_path / "some.h5ad")
+        proba = some.obsm["cplmixvi_proba"]
+        assert proba.format == "csr"
+        assert proba.dtype == np.float32
+        assert proba.shape == annotated.obsm["cplmixvi_proba"].shape
+        kept = proba.toarray()
+        np.testing.assert_allclose(kept[kept > 0], annotated.obsm["cplmixvi_proba"][kept > 0], rtol=1e-6)
+        pd.testing.assert_frame_equal(
+            some.obs.filter(like="cplmixvi"), annotated.obs.filter(like="cplmixvi"), check_categorical=False
+        )
+
+    @pytest.mark.parametrize("top_k", [0, -1, 1.5, True])
+    def test_none_or_a_part_of_one_cannot_be_written(self, fitted, top_k):
+        adata, model = fitted
+        some = adata.copy()
+        with pytest.raises(ValueError, match=r"top_k=.*at least 1"):
+            cpl.tl.annotate(some, model, top_k=top_k)
+        assert "cplmixvi" not in some.obs

@@ -96,14 +96,14 @@ def test_notebooks_were_run_from_top_to_bottom_without_an_error(notebook):
 
 
 def test_drawing_of_the_rooms_is_that_of_the_imports():
-    drawn = {}
+    drawn, alone = {}, ("_constants", "_processes")
     for line in text("docs/contributing.md").splitlines():
         match = re.match(r" (\w+) +\S.*?(?:<- (.*))?$", line)
-        if match and (ROOT / "cplmixvi" / match[1]).exists() or (match and match[1] == "_constants"):
+        if match and ((ROOT / "cplmixvi" / match[1]).exists() or match[1] in alone):
             drawn[match[1]] = set((match[2] or "").replace(" ", "").split(",")) - {""}
     imports = {room: imports_of(room) for room in drawn}
     assert set(drawn) == {path.name for path in (ROOT / "cplmixvi").iterdir() if (path / "__init__.py").exists()} | {
-        "_constants"
+        *alone
     }
     assert drawn == imports
     order = list(drawn)

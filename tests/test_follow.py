@@ -119,11 +119,28 @@ class TestAnswers:
     @pytest.mark.parametrize("n_rows", [0, 9])
     def test_answers_that_would_not_fit_are_asked_for_again(self, module, monkeypatch, n_rows):
         monkeypatch.setattr(_answers, "MAX_KEPT", 30)
+        monkeypatch.setattr(_answers, "MAX_LARGEST", 30)
         calls = []
         answers = GuideAnswers(self.guide(calls), module, n_rows)
         for _ in range(2):
             answers(self.minibatch(torch.tensor([1, 2])))
         assert calls == [2, 2]
+
+    def test_of_too_many_answers_the_largest_are_kept(self, module, monkeypatch):
+        monkeypatch.setattr(_answers, "MAX_KEPT", 30)
+        monkeypatch.setattr(_answers, "N_LARGEST", 2)
+        calls = []
+        answers = GuideAnswers(self.guide(calls), module, 9)
+        rows = torch.tensor([1, 2])
+        first = answers(self.minibatch(rows))
+        again = answers(self.minibatch(rows))
+        assert calls == [2]
+        torch.testing.assert_close(again.topk(2).values, first.topk(2).values)
+        torch.testing.assert_close(again.sum(1), torch.ones(2))
+        # The other two share what is left.
+        rest = first.sum(1) - first.topk(2).values.sum(1)
+        torch.testing.assert_close(again.sort(1).values[:, :2], (rest / 2)[:, None].expand(-1, 2))
+        assert answers._kept.shape == answers._which.shape == (9, 2)
 
     def test_answers_about_drawn_counterparts_are_averaged_before_they_are_kept(self, module, monkeypatch):
         monkeypatch.setattr(type(module.augmenter), "nuisance_keys", ("stim",))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cplmixvi.cli import _files
+from cplmixvi.cli import _backed, _files
 from cplmixvi.cli._errors import InputError, one_line
 from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
 
@@ -45,6 +45,8 @@ class Options:
     seed: int = 0
     key_added: str = "cplmixvi"
     min_confidence: float = 0.0
+    top_k: int | None = None
+    backed: bool = False
     overwrite: bool = False
     model_dir: Path | None = None
     checkpoint_dir: Path | None = None
@@ -75,7 +77,8 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
     with calm_libraries(reporter), ExitStack() as stack:
         with swallowed():
             stack.enter_context(thread_limit(options.threads))
-            adata, model = _prepare(options, reporter)
+            scratch = stack.enter_context(_files.scratch(options.output)) if options.backed else None
+            adata, model = _prepare(options, reporter, scratch)
         reporter.release()
         with clean_stdout(), _saying_how_to_go_on(options):
             _train(model, options, reporter)
@@ -85,7 +88,9 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
                     model,
                     options.key_added,
                     min_confidence=options.min_confidence,
+                    top_k=options.top_k,
                     overwrite=options.overwrite,
+                    values_of=model.adata if options.backed else None,
                 )
             except ValueError as error:
                 # All that the user could mend was checked before training: what is left is a bug.
@@ -105,6 +110,8 @@ def _check_paths(options: Options) -> None:
     """Refuse what can be refused without reading anything or importing torch."""
     _files.check_input(options.source)
     _files.check_output(options.output, options.source, overwrite=options.overwrite)
+    if options.backed:
+        _backed.check(options.source, options.output, options.layer)
     if options.model_dir is not None:
         _files.check_model_dir(options.model_dir, overwrite=options.overwrite)
     if options.checkpoint_dir is not None:
@@ -116,18 +123,25 @@ def _check_paths(options: Options) -> None:
         raise InputError(f"--accelerator {options.accelerator!r} is not known; use one of {', '.join(_ACCELERATORS)}.")
 
 
-def _prepare(options: Options, reporter: Reporter) -> tuple[AnnData, CplMixVI]:
-    """All cells and genes, and a model of the selected genes that is ready to train."""
+def _prepare(options: Options, reporter: Reporter, scratch: Path | None) -> tuple[AnnData, CplMixVI]:
+    """All cells and genes, and a model of the selected genes that is ready to train.
+
+    With ``--backed``, all but the values, and a model of a file that is written to the folder ``scratch``.
+    """
     import scvi
 
     from cplmixvi import CplMixVI
 
     _check_accelerator(options.accelerator)
-    adata = _files.read(options.source)
+    adata = _files.read(options.source) if scratch is None else _backed.read(options.source)
     _check_names(adata, options)
     _check_destination(adata, options)
     scvi.settings.seed = options.seed
-    fitted = select(adata, options.hvg, layer=options.layer, likelihood=options.likelihood, batch_key=options.batch_key)
+    fitting = {"likelihood": options.likelihood, "batch_key": options.batch_key}
+    if scratch is None:
+        fitted = select(adata, options.hvg, layer=options.layer, **fitting)
+    else:
+        fitted = _backed.select(options.source, adata, scratch / "fitted.h5ad", options.hvg, **fitting)
     if options.labels_key is not None:
         fitted.obs[options.labels_key] = adata.obs[options.labels_key]
     _keep_for_augmenter(adata, fitted, options)
@@ -162,6 +176,8 @@ def _keep_for_augmenter(adata: AnnData, fitted: AnnData, options: Options) -> No
 
     augmenter = resolve(options.augment, options.likelihood)
     augmenter.check(adata)
+    if options.backed:
+        _backed.check_augmenter(augmenter)
     for key in augmenter.nuisance_keys:
         fitted.obs[key] = adata.obs[key]
     for part in augmenter.modules():
@@ -290,16 +306,20 @@ def select(adata: AnnData, n_top: int, *, layer: str | None, likelihood: str, ba
     if 0 < n_top < adata.n_vars:
         genes = pp.select_genes(adata, n_top, layer=layer, likelihood=likelihood, batch_key=batch_key)
     chosen = values[:, np.flatnonzero(genes)]
-    empty = np.flatnonzero(np.asarray((chosen != 0).sum(axis=1)).ravel() == 0)
+    check_chosen(adata, np.flatnonzero(np.asarray((chosen != 0).sum(axis=1)).ravel() == 0), genes, likelihood)
+    obs = adata.obs[[] if batch_key is None else [batch_key]].copy()
+    var = adata.var.loc[genes, []].copy()
+    # The same layer name as in IN, so that the saved model finds its values in IN again.
+    return AnnData(chosen if layer is None else None, obs=obs, var=var, layers={layer: chosen} if layer else None)
+
+
+def check_chosen(adata: AnnData, empty: np.ndarray, genes: np.ndarray, likelihood: str) -> None:
+    """Raise InputError if cells, rows ``empty``, have no value in the selected genes, a mask ``(n_genes,)``."""
     if empty.size and likelihood != "bernoulli" and not genes.all():
         raise InputError(
             f"{empty.size} cells ({str(adata.obs_names[empty[0]])!r}, ...) are zero in all {genes.sum():,} selected "
             "genes; every cell needs a value; raise --hvg, or pass --hvg 0 for all genes."
         )
-    obs = adata.obs[[] if batch_key is None else [batch_key]].copy()
-    var = adata.var.loc[genes, []].copy()
-    # The same layer name as in IN, so that the saved model finds its values in IN again.
-    return AnnData(chosen if layer is None else None, obs=obs, var=var, layers={layer: chosen} if layer else None)
 
 
 def write_back(
@@ -308,13 +328,19 @@ def write_back(
     key: str = "cplmixvi",
     *,
     min_confidence: float = 0.0,
+    top_k: int | None = None,
     overwrite: bool = False,
+    values_of: AnnData | None = None,
 ) -> None:
-    """Annotate all cells, and take out what scvi-tools leaves behind in an AnnData that it has seen."""
+    """Annotate all cells, and take out what scvi-tools leaves behind in an AnnData that it has seen.
+
+    Values are those of ``values_of`` where ``adata`` has none.
+    """
     from cplmixvi import tl
 
     before = set(adata.obs) | set(adata.uns)
-    tl.annotate(adata, model, key_added=key, min_confidence=min_confidence, overwrite=overwrite)
+    options = {"min_confidence": min_confidence, "top_k": top_k, "overwrite": overwrite}
+    tl.annotate(adata, model, key_added=key, values_of=values_of, **options)
     for entries in (adata.obs, adata.uns):
         for name in [name for name in entries if str(name).startswith("_scvi") and name not in before]:
             del entries[name]
@@ -324,7 +350,10 @@ def _save(adata: AnnData, model: CplMixVI, options: Options) -> None:
     """Model first, cells last: where the output is, everything is."""
     with ExitStack() as stack:
         output = stack.enter_context(_files.replacing(options.output))
-        _files.write(adata, output)
+        if options.backed:
+            _backed.write(options.source, adata, output)
+        else:
+            _files.write(adata, output)
         if options.model_dir is not None:
             try:
                 # What the folder may have was checked before the training.

@@ -135,6 +135,13 @@ def annotate(
         float,
         typer.Option(metavar="P", callback=_probability, help="Call cells whose confidence is below P 'unassigned'."),
     ] = 0.0,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Write the so many largest probabilities of a cell, sparse; all if not given."),
+    ] = None,
+    backed: Annotated[
+        bool, typer.Option("--backed", help="Leave the values in the file (.h5ad, X): memory for millions of cells.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
     ] = False,
@@ -179,6 +186,8 @@ def annotate(
             seed=seed,
             key_added=key_added,
             min_confidence=min_confidence,
+            top_k=top_k,
+            backed=backed,
             overwrite=overwrite,
             model_dir=model_dir,
             checkpoint_dir=checkpoint_dir,

@@ -105,14 +105,27 @@ def read(path: Path) -> AnnData:
 
     if path.suffix == ".zarr" and not _is_zarr(path):
         raise InputError(f"IN {str(path)!r} is not a zarr store; an AnnData written by write_zarr is needed.")
-    try:
-        if path.suffix == ".h5ad":
-            _check_h5ad(path)
+    with readable(path):
         adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
         for name, matrix in (("X", adata.X), *adata.layers.items()):
             check_structure(matrix, name)
         return adata
-    except InputError:
+
+
+@contextmanager
+def readable(path: Path, *passing: type[Exception]) -> Iterator[None]:
+    """Say of what goes wrong while ``path`` is read that it cannot be read as an AnnData.
+
+    Raises
+    ------
+    InputError
+        That says so. One that is raised in the block stays as it is, as do exceptions of the types ``passing``.
+    """
+    try:
+        if path.suffix == ".h5ad":
+            _check_h5ad(path)
+        yield
+    except (InputError, *passing):
         raise
     except MemoryError as error:
         raise InputError(
@@ -153,19 +166,39 @@ def replacing(path: Path) -> Iterator[Path]:
         If there is no space or no permission to write it.
     """
     path = path.resolve()
-    scratch = None
+    with writable(path), scratch(path) as folder:
+        yield folder / path.name
+        _swap(folder / path.name, path, aside=folder / "old")
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, which goes when the block ends."""
+    path = path.resolve()
+    # A folder of its own hides the half-written file from a glob over the output folder.
+    with writable(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        # A folder of its own hides the half-written file from a glob over the output folder.
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        yield scratch / path.name
-        _swap(scratch / path.name, path, aside=scratch / "old")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Say that ``path`` cannot be written, or its folder, where that is what goes wrong in the block.
+
+    Raises
+    ------
+    InputError
+        If there is no space or no permission.
+    """
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be written ({one_line(error)}); check space and permissions, or name another path."
         ) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _swap(new: Path, path: Path, *, aside: Path) -> None:

@@ -23,12 +23,13 @@ from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
 from cplmixvi.augment import Augment, learned_parts, resolve
 from cplmixvi.module import CplMixVAE
-from cplmixvi.train import CplMixPlan, CplMixSplitter
+from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter
 
 from ._augmenter import AugmenterMixin
 from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
 from ._covariates import check_known
+from ._devices import check_several
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
@@ -106,6 +107,7 @@ class CplMixVI(
 
     _module_cls = CplMixVAE
     _data_splitter_cls = CplMixSplitter
+    _data_loader_cls = CellLoader
     _training_plan_cls = CplMixPlan
 
     def __init__(
@@ -272,12 +274,12 @@ class CplMixVI(
         max_epochs
             Epochs; by default as many as give about 2,500 steps.
         accelerator, devices
-            Passed to Lightning; ``"auto"`` uses a GPU where there is one.
+            Passed to Lightning; ``"auto"`` uses one GPU where there is one. Several train together, each in a process.
         train_size
             Share of cells to train on. All by default: types are found in the cells that are trained on, and the
             rarest may have a dozen. Early stopping and validation need a share below 1 (0.9 if not given).
         batch_size
-            Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
+            Cells per step and process; :func:`cplmixvi.train.default_batch_size` by default.
         warm_start
             Start the arms from the categories on which several views of the data agree, and keep them near these.
             By default when the model is trained for the first time. `False`, together with
@@ -351,9 +353,12 @@ class CplMixVI(
 
     def _find_what_training_needs(self, settings: dict) -> None:
         """Find the number of categories where none was given, and train the augmenter where it was not."""
-        if self._finds_n_categories and not self.is_trained_ and self.adata is not None and self.adata.n_obs > 1:
+        finds = self._finds_n_categories and not self.is_trained_ and getattr(self.adata, "n_obs", 0) > 1
+        learns = not all(part.fitted for part in learned_parts(self.module.augmenter))
+        check_several(settings.get("strategy"), finds_n_categories=finds, learns_augmenter=learns)
+        if finds:
             self._take_n_categories((self.selection or self.select_n_categories()).n_categories)
-        if not all(part.fitted for part in learned_parts(self.module.augmenter)):
+        if learns:
             shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
             self.train_augmenter(**{key: settings[key] for key in shared if key in settings})
 

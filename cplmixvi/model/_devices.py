@@ -1,8 +1,10 @@
-"""Device of a loaded model from Lightning's two words for it."""
+"""Device of a loaded model from Lightning's two words for it, and trainings on several devices."""
 
 from __future__ import annotations
 
+import scvi
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 _TYPES = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
 
@@ -41,3 +43,38 @@ def resolve_device(accelerator: str = "auto", device: int | str | list[int] = "a
             "use accelerator='cpu'."
         )
     return torch.device(kind, number)
+
+
+def has_several(devices: int | str | list[int]) -> bool:
+    """Whether more than one device is asked for."""
+    if isinstance(devices, list | tuple):
+        return len(devices) > 1
+    return devices == -1 or str(devices).isdigit() and int(devices) > 1
+
+
+def check_several(strategy: object, *, finds_n_categories: bool, learns_augmenter: bool) -> None:
+    """Refuse what each of several processes would do by itself before they train together.
+
+    Parameters
+    ----------
+    strategy
+        Of :meth:`cplmixvi.CplMixVI.train`.
+    finds_n_categories, learns_augmenter
+        Whether there is no number of categories yet, and whether there is an augmenter to be trained.
+
+    Raises
+    ------
+    ValueError
+        If the processes could find different numbers, or the augmenter was not trained before.
+    """
+    if not (isinstance(strategy, DDPStrategy) or "ddp" in str(strategy)):
+        return
+    if finds_n_categories and scvi.settings.seed is None:
+        raise ValueError(
+            "Each process would find a number of categories of its own; give n_categories, or set scvi.settings.seed."
+        )
+    if learns_augmenter:
+        raise ValueError(
+            "The learned augmenter is trained by one process; call model.train_augmenter() there, save the model, and "
+            "load it for the training in several."
+        )

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
+from cplmixvi import pp
 from cplmixvi.module import mean_over_arms
 
 from ._consensus import Consensus
@@ -27,7 +29,10 @@ class Posterior:
     ----------
     proba
         Mean of the arms' q(c|x), no more certain than fits to halves of the data allow (see
-        :attr:`~cplmixvi.CplMixVI.calibration_`), shape ``(n_cells, K)``.
+        :attr:`~cplmixvi.CplMixVI.calibration_`), shape ``(n_cells, K)``; CSR of the largest of every cell where only
+        these were wanted.
+    category, confidence
+        The most probable category and its probability, each of shape ``(n_cells,)``.
     labels
         Label of every arm, shape ``(n_cells, n_arms)``.
     state, state_variance
@@ -37,7 +42,9 @@ class Posterior:
         The same of the even mixture of the arms, shape ``(n_cells, n_state)``.
     """
 
-    proba: np.ndarray
+    proba: np.ndarray | sparse.csr_matrix
+    category: np.ndarray
+    confidence: np.ndarray
     labels: np.ndarray
     state: np.ndarray
     state_variance: np.ndarray
@@ -72,6 +79,7 @@ class GettersMixin:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
         *,
+        top_k: int | None = None,
         calibrated: bool = True,
     ) -> Posterior:
         """Everything that the getters below are made of, from one pass over the cells.
@@ -84,6 +92,9 @@ class GettersMixin:
             Cells to use; all if `None`.
         batch_size
             Cells per pass; ``scvi.settings.batch_size`` if `None`.
+        top_k
+            Keep so many probabilities of every cell, the largest; all if `None`. With thousands of categories or
+            millions of cells, all take more memory than everything else.
         calibrated
             Whether probabilities say no more than fits to halves of the data allow (see :attr:`calibration_`), or all
             that the arms say.
@@ -91,24 +102,44 @@ class GettersMixin:
         Returns
         -------
         Posterior
+
+        Raises
+        ------
+        ValueError
+            If ``top_k`` is not a whole number of at least 1.
         """
+        if top_k is not None and not (pp.is_whole(top_k) and top_k >= 1):
+            raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1, or None for all probabilities.")
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
-        parts: list[tuple[torch.Tensor, ...]] = []
-        for tensors in self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size):
+        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        n_cells, start = len(loader.indices), 0
+        kept: list[np.ndarray] = []
+        for tensors in loader:
             joint = self._infer_jointly(tensors)
             mean, variance = self.module.alignment(joint.mean, joint.variance, joint.category)
             combined = mean_over_arms(mean, variance)
             proba = joint.log_qc.exp().mean(0)
+            proba = self._calibrated(proba) if calibrated else proba
+            confidence, category = proba.max(1)
+            largest = (proba, category) if top_k is None else proba.topk(min(top_k, self.n_categories), dim=1)
             found = (
-                self._calibrated(proba) if calibrated else proba,
+                *largest,
+                category,
+                confidence,
                 joint.log_qc.argmax(-1).T,
                 mean.movedim(0, 1),
                 variance.movedim(0, 1),
                 *combined,
             )
-            parts.append(tuple(tensor.cpu() for tensor in found))
-        return Posterior(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+            found = [tensor.cpu().numpy() for tensor in found]
+            # Parts that are put together in the end would need twice the memory.
+            kept = kept or [np.empty((n_cells, *part.shape[1:]), dtype=part.dtype) for part in found]
+            for whole, part in zip(kept, found, strict=True):
+                whole[start : start + len(part)] = part
+            start += len(proba)
+        proba, which, *others = kept
+        return Posterior(proba if top_k is None else _rows_of(proba, which, self.n_categories), *others)
 
     def predict(
         self,
@@ -133,10 +164,10 @@ class GettersMixin:
             Names of the categories, shape ``(n_cells,)``, dtype object; or with ``soft`` a frame of shape
             ``(n_cells, K)`` with cells as index and categories as columns.
         """
-        posterior = self.get_posterior(adata, indices, batch_size)
+        posterior = self.get_posterior(adata, indices, batch_size, top_k=None if soft else 1)
         names = self.category_names
         if not soft:
-            return names[posterior.proba.argmax(1)]
+            return names[posterior.category]
         obs_names = (self.adata if adata is None else adata).obs_names
         return pd.DataFrame(
             posterior.proba, index=obs_names if indices is None else obs_names[np.asarray(indices)], columns=names
@@ -156,9 +187,8 @@ class GettersMixin:
         -------
         Consensus
         """
-        posterior = self.get_posterior(adata, indices, batch_size)
-        final = posterior.proba.argmax(1)
-        return Consensus.from_labels(posterior.labels, final, self.n_categories, self.category_names)
+        posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
+        return Consensus.from_labels(posterior.labels, posterior.category, self.n_categories, self.category_names)
 
     def report(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -179,3 +209,11 @@ class GettersMixin:
         found_again = None if self.calibration_ is None else self.calibration_["found_again"]
         report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names, found_again)
         return report if self.condition_ is None else replace(report, condition=float((self.condition_ > 0).mean()))
+
+
+def _rows_of(values: np.ndarray, columns: np.ndarray, n_columns: int) -> sparse.csr_matrix:
+    """CSR ``(n, n_columns)`` of the same number of entries ``(n, k)`` in every row."""
+    n, k = values.shape
+    rows = sparse.csr_matrix((values.ravel(), columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n_columns))
+    rows.sort_indices()
+    return rows

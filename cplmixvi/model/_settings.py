@@ -6,6 +6,8 @@ import numpy as np
 
 from cplmixvi.train import default_batch_size, default_max_epochs
 
+from ._devices import has_several
+
 
 def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
     """Decide what was left open.
@@ -25,6 +27,9 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
         Arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`.
     """
     settings = {**given, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
+    if has_several(given.get("devices", "auto")) and given.get("strategy") is None:
+        # Without a name, Lightning takes the same one, but loaders of scvi-tools do not know of it.
+        settings["strategy"] = "ddp"
     if given.get("datamodule") is not None:
         return settings
     external = (given.get("datasplitter_kwargs") or {}).get("external_indexing")

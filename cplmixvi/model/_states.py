@@ -80,7 +80,7 @@ class StatesMixin:
         """
         if arm is not None and not 0 <= arm < self.n_arms:
             raise ValueError(f"arm={arm!r} does not exist; the model has arms 0 to {self.n_arms - 1}.")
-        posterior = self.get_posterior(adata, indices, batch_size)
+        posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         mean, variance = posterior.combined, posterior.combined_variance
         if arm is not None:
             mean, variance = posterior.state[:, arm], posterior.state_variance[:, arm]
@@ -106,11 +106,11 @@ class StatesMixin:
             relative to the prior's) and ``kl`` (mean divergence of the combined posterior, taken as a Gaussian, from
             the prior, nats).
         """
-        posterior = self.get_posterior(adata, indices, batch_size)
+        posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         return activity_table(
             posterior.combined,
             posterior.combined_variance,
-            posterior.proba.argmax(1),
+            posterior.category,
             *self._prior(),
             names=self.category_names,
         )

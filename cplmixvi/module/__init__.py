@@ -2,6 +2,7 @@
 
 from ._alignment import StateAlignment, mean_over_arms
 from ._arm import Arm, ArmOutput, Covariates
+from ._batch_norm import SyncedBatchNorm, synced
 from ._coupling import Coupling, Disagreement, pairwise_agreement
 from ._cplmixvae import CplMixVAE
 from ._likelihoods import Likelihood, likelihood_class
@@ -22,10 +23,12 @@ __all__ = [
     "LinearPath",
     "StateAlignment",
     "StatePrior",
+    "SyncedBatchNorm",
     "decode_states",
     "infer_jointly",
     "kl_normal",
     "likelihood_class",
     "mean_over_arms",
     "pairwise_agreement",
+    "synced",
 ]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from cplmixvi._processes import averaged, summed
+
 from ._dual import DualWeight
 from ._simplex import category_variance, clr, pairwise_distance2, perturbed_coordinates
 
@@ -117,7 +119,10 @@ class Coupling(nn.Module):
             coordinates = perturbed_coordinates(log_q, self._variance(log_q))
         fixed = coordinates.detach()
         within = (fixed - fixed.mean(0, keepdim=True)).square().sum()
-        total = (fixed - fixed.mean((0, 1), keepdim=True)).square().sum()
+        mean = fixed.mean((0, 1), keepdim=True)
+        total = (fixed - (averaged(mean) if self.training else mean)).square().sum()
+        if self.training:
+            within, total = summed(torch.stack([within, total]))
         return Disagreement(pairwise_distance2(coordinates), within / total.clamp_min(1e-12))
 
     def _variance(self, log_q: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Distribution, Normal
 
 from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY, KNOWN_KEY
+from cplmixvi._processes import averaged, n_processes
 from cplmixvi.augment import Augmenter, Identity
 
 from ._alignment import StateAlignment
@@ -341,7 +342,8 @@ class CplMixVAE(BaseModuleClass):
         if GUIDE_KEY in tensors:
             divergence, information = guide_divergence(log_qc, tensors[GUIDE_KEY])
             objective = objective + self.guide_weight.value * divergence.sum(0)
-            self.guide_information.lerp_(information, len(tensors[GUIDE_KEY]) / (len(tensors[GUIDE_KEY]) + 1_000))
+            n_cells = n_processes() * len(tensors[GUIDE_KEY])
+            self.guide_information.lerp_(information, n_cells / (n_cells + 1_000))
             metrics["guide_divergence"] = divergence.detach().mean() / self.guide_information.clamp_min(1e-3)
             metrics["guide_weight"] = self.guide_weight.value.clone()
         elif KNOWN_KEY in tensors:
@@ -358,6 +360,9 @@ class CplMixVAE(BaseModuleClass):
 
     def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
         """Move the multipliers after a gradient step, given the ``extra_metrics`` of its loss."""
+        if n_processes() > 1:
+            names = [name for name in ("disagreement", "guide_divergence") if name in metrics]
+            metrics = dict(zip(names, averaged(torch.stack([metrics[name] for name in names])), strict=True))
         if self.guided:
             self.coupling.lam.observe(metrics["disagreement"])
             return

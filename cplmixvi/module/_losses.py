@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from cplmixvi._processes import averaged
+
 from ._simplex import EPS, safe_log
 
 
@@ -57,10 +59,11 @@ def guide_divergence(log_q: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Te
     -------
     tuple
         :math:`\mathrm{KL}(R\,\|\,q_a)`, nats, shape ``(n_arms, n_cells)``; and the mean over cells of
-        :math:`\mathrm{KL}(R\,\|\,\bar R)` for the mean :math:`\bar R` over cells, 0-d.
+        :math:`\mathrm{KL}(R\,\|\,\bar R)` for the mean :math:`\bar R` over cells, of all processes that train together,
+        0-d.
     """
     negentropy = negative_entropy(guide)
-    information = (negentropy - (guide * safe_log(guide.mean(0))).sum(-1)).mean()
+    information = averaged((negentropy - (guide * safe_log(averaged(guide.mean(0)))).sum(-1)).mean())
     return negentropy - (guide * log_q).sum(-1), information
 
 

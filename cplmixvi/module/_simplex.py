@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from cplmixvi._processes import averaged, n_processes, summed
+
 #: Added inside logarithms and square roots, as in the reference (METHOD: one constant for both).
 EPS = 1e-8
 
@@ -45,11 +47,15 @@ def category_variance(p: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        Shape ``(..., K)``. A minibatch of one cell has no variance: zeros.
+        Shape ``(..., K)``, over the minibatches of all processes that train together, which are of one size. A
+        minibatch of one cell has no variance: zeros.
     """
     if p.shape[-2] < 2:
         return torch.zeros_like(p[..., 0, :])
-    return p.var(dim=-2, unbiased=True)
+    if n_processes() == 1:
+        return p.var(dim=-2, unbiased=True)
+    mean = averaged(p.mean(dim=-2, keepdim=True))
+    return summed((p - mean).square().sum(-2)) / (n_processes() * p.shape[-2] - 1)
 
 
 def perturbed_coordinates(log_p: torch.Tensor, variance: torch.Tensor, eps: float = EPS) -> torch.Tensor:

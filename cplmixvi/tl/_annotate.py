@@ -28,8 +28,10 @@ def annotate(
     key_added: str = DEFAULT_KEY,
     *,
     min_confidence: float = 0.0,
+    top_k: int | None = None,
     overwrite: bool = False,
     batch_size: int | None = None,
+    values_of: AnnData | None = None,
 ) -> None:
     """Write categories, probabilities, states and consensus into ``adata``.
 
@@ -43,11 +45,17 @@ def annotate(
         Name of the result; letters, digits, ``_``, ``.`` and ``-`` after a first letter.
     min_confidence
         Cells whose confidence is below it are called ``"unassigned"`` instead of by their category.
+    top_k
+        Write so many probabilities of every cell, the largest, as a sparse matrix; all as an array if `None`. For
+        thousands of categories or millions of cells. The CELLxGENE schema does not allow sparse matrices there.
     overwrite
         Replace entries of another origin. An earlier result of this function is always replaced, and what
         :func:`stability`, :func:`rank_genes` and :func:`order_categories` made from it is dropped.
     batch_size
         Cells per pass.
+    values_of
+        The same cells with the values to look at, where ``adata`` has other ones or none, such as cells of which all
+        but the values is in memory.
 
     Returns
     -------
@@ -65,7 +73,8 @@ def annotate(
           arms (see :meth:`cplmixvi.CplMixVI.get_state`; a single dimension gets a column of zeros beside it, because
           embeddings need two);
         - ``obsm[key_proba]``: float32 ``(n_obs, n_used)``, probabilities of the used categories; a row sums to less
-          than 1 by what the model gives to categories that no cell chose;
+          than 1 by what the model gives to categories that no cell chose, and with ``top_k``, where it is CSR, by what
+          is left out;
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
           (indices of the categories that no cell chose), ``n_unassigned``, ``history``, ``version``, ``versions`` (of
           the packages that the model was trained with), ``seed`` (of its training, where one was set) and
@@ -81,18 +90,20 @@ def annotate(
     Raises
     ------
     ValueError
-        If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, entries of another origin exist,
-        or genes are missing.
+        If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, ``top_k`` is below 1, entries of
+        another origin exist, genes are missing, or ``values_of`` has other cells.
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence!r} is outside [0, 1]; give a probability.")
     check_destination(adata, key_added, overwrite=overwrite)
     keys = ResultKeys(key_added)
-    posterior = model.get_posterior(adata, batch_size=batch_size)
-    final = posterior.proba.argmax(1)
+    if values_of is not None and not values_of.obs_names.equals(adata.obs_names):
+        raise ValueError("values_of has other cells than adata, or in another order; the same obs_names are needed.")
+    posterior = model.get_posterior(adata if values_of is None else values_of, batch_size=batch_size, top_k=top_k)
+    final = posterior.category
     consensus = Consensus.from_labels(posterior.labels, final, model.n_categories, model.category_names)
     used = np.unique(final)
-    confidence = posterior.proba.max(1).astype(np.float32)
+    confidence = posterior.confidence.astype(np.float32)
     # In the precision that is written, so that the column shows why a cell is unassigned.
     is_uncertain = confidence < np.float32(min_confidence)
     labels = _labels(consensus.categories, final, is_uncertain)
@@ -105,7 +116,8 @@ def annotate(
     if own and model.condition_ is not None:
         adata.obs[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
     adata.obsm[keys.state] = _at_least_two_columns(posterior.combined)
-    adata.obsm[keys.proba] = np.ascontiguousarray(posterior.proba[:, used], dtype=np.float32)
+    proba = posterior.proba[:, used].astype(np.float32, copy=False)
+    adata.obsm[keys.proba] = np.ascontiguousarray(proba) if top_k is None else proba
     adata.uns[keys.uns] = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
     adata.uns[keys.uns]["n_unassigned"] = int(is_uncertain.sum())
     if min_confidence > 0:

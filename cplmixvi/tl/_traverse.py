@@ -107,8 +107,8 @@ def traverse(
     genes = np.asarray(model.get_var_names()).astype(str)
     sets = resolve_gene_sets(gene_sets, genes)
     own = _positions(markers, genes, chosen)
-    posterior = model.get_posterior(adata)
-    _check_own(labels, model.category_names[posterior.proba.argmax(1)], key_added)
+    posterior = model.get_posterior(adata, top_k=1)
+    _check_own(labels, model.category_names[posterior.category], key_added)
     on_counts = model.likelihood in COUNT_LIKELIHOODS
     if library_size is None and on_counts:
         library_size = float(model.module.target_library)

@@ -3,6 +3,7 @@
 from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval
 from ._guide import half_encoder
+from ._loader import CellLoader
 from ._plan import CplMixPlan
 from ._repeat import HalfFits
 from ._schedules import default_batch_size, default_max_epochs
@@ -13,6 +14,7 @@ from ._splitter import CplMixSplitter
 __all__ = [
     "MAX_SELECTION_CELLS",
     "AugmenterPlan",
+    "CellLoader",
     "Checkpoints",
     "CplMixPlan",
     "CplMixSplitter",

@@ -13,8 +13,10 @@ from ._views import ViewConsensus
 
 #: How often the guide is asked of a cell whose counterparts are drawn anew each time.
 N_DRAWS = 5
-#: Probabilities that are kept, at most (200 MB); with more, the guide is asked in every step.
-MAX_KEPT = 50_000_000
+#: Probabilities that are kept, at most (40 MB). Where there are more, only the largest of every cell are, and of these
+#: at most so many altogether (300 MB); else the guide is asked in every step.
+MAX_KEPT, MAX_LARGEST = 10_000_000, 50_000_000
+N_LARGEST = 16
 
 
 class GuideAnswers:
@@ -38,15 +40,26 @@ class GuideAnswers:
     def __init__(self, guide: ViewConsensus, module: CplMixVAE, n_rows: int = 0):
         self.guide, self.module = guide, module
         self._kept: torch.Tensor | None = None
+        #: Categories of the probabilities that are kept, where not all are.
+        self._which: torch.Tensor | None = None
         self._n_draws = N_DRAWS if module.augmenter.nuisance_keys else 1
-        if 0 < n_rows * module.n_categories <= MAX_KEPT:
-            self._kept = torch.zeros(n_rows, module.n_categories, device=module.device)
-            self._n_asked = torch.zeros(n_rows, 1, device=module.device)
+        n_kept = module.n_categories
+        if n_rows * n_kept > MAX_KEPT:
+            n_kept = min(N_LARGEST, n_kept)
+            # The largest of several draws need not be the same.
+            if n_rows * n_kept > MAX_LARGEST or self._n_draws > 1:
+                return
+        if n_rows == 0:
+            return
+        if n_kept < module.n_categories:
+            self._which = torch.zeros((n_rows, n_kept), dtype=torch.int16, device=module.device)
+        self._kept = torch.zeros(n_rows, n_kept, device=module.device)
+        self._n_asked = torch.zeros(n_rows, 1, device=module.device)
 
     def state(self) -> dict[str, object]:
         """What a checkpoint keeps: the guide, and what it has said."""
         asked = None if self._kept is None else self._n_asked
-        return {"guide": guide_state(self.guide), "kept": self._kept, "asked": asked}
+        return {"guide": guide_state(self.guide), "kept": self._kept, "asked": asked, "which": self._which}
 
     @classmethod
     def of(cls, state: dict[str, object], module: CplMixVAE) -> GuideAnswers:
@@ -55,6 +68,8 @@ class GuideAnswers:
         if state["kept"] is not None:
             answers._kept = state["kept"].to(module.device)
             answers._n_asked = state["asked"].to(module.device)
+        if state["which"] is not None:
+            answers._which = state["which"].to(module.device)
         return answers
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -66,6 +81,16 @@ class GuideAnswers:
         if (asked < self._n_draws).any():
             answer = self.guide(*guide_input(self.module, tensors))
             # Cells are in a minibatch once, and every epoch has all: they are asked of equally often.
-            self._kept[rows] += (answer - self._kept[rows]) / (asked + 1)
             self._n_asked[rows] += 1
-        return self._kept[rows]
+            if self._which is not None:
+                self._kept[rows], which = answer.topk(self._kept.shape[1], dim=1)
+                self._which[rows] = which.to(torch.int16)
+                return answer
+            self._kept[rows] += (answer - self._kept[rows]) / (asked + 1)
+        kept = self._kept[rows]
+        if self._which is None:
+            return kept
+        # What is left is little, and no more is known of it.
+        n_others = self.module.n_categories - kept.shape[1]
+        rest = ((1 - kept.sum(1, keepdim=True)) / n_others).clamp_min(0)
+        return rest.repeat(1, self.module.n_categories).scatter(1, self._which[rows].long(), kept)

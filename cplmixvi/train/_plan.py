@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -13,14 +13,18 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from cplmixvi._constants import CELL_KEY, COPIES_KEY, GUIDE_KEY, KNOWN_KEY
+from cplmixvi._processes import any_of, n_processes, process_index, same_everywhere, summed
 from cplmixvi.augment import AcrossLevels, Augmenter, Compose
+from cplmixvi.module import synced
 
 from ._answers import GuideAnswers
 from ._cells import training_cells
 from ._condition import Condition
 from ._follow import follow_guide
-from ._guide import fit_guide, guide_input, known_categories
+from ._guide import MAX_CELLS, fit_guide, guide_input, known_categories
+from ._guide_state import guide_of, guide_state
 from ._labels import labelled
+from ._loader import is_on_disk
 from ._repeat import HalfFits, fit_halves
 from ._rollback import LastGood
 
@@ -115,11 +119,19 @@ class CplMixPlan(TrainingPlan):
             totals[key] = totals[key] + value if key in totals else value
         self._n_seen[mode] += n_obs
 
+    def _means(self, mode: str) -> dict[str, torch.Tensor]:
+        """Means over the cells that all processes have seen in an epoch so far."""
+        totals = self._totals[mode]
+        some = torch.stack([*totals.values(), torch.as_tensor(self._n_seen[mode], device=self.device)])
+        # Double, because single precision cannot count millions of cells one by one.
+        *values, n_obs = summed(some.to(torch.float32 if self.device.type == "mps" else torch.float64))
+        return {key: (value / n_obs).float() for key, value in zip(totals, values, strict=True)}
+
     def _log_epoch(self, mode: str) -> None:
         n_obs = self._n_seen[mode]
         if n_obs == 0:
             return
-        means = {key: value / n_obs for key, value in self._totals[mode].items()}
+        means = self._means(mode)
         loss = means.pop("loss")
         values = {f"{key}_{mode}": value for key, value in means.items()}
         values[f"elbo_{mode}"] = means["reconstruction_loss"] + means["kl_local"]
@@ -129,6 +141,12 @@ class CplMixPlan(TrainingPlan):
         self._totals[mode] = {}
         self._n_seen[mode] = 0
 
+    def setup(self, stage: str | None = None) -> None:
+        """Normalise over the minibatches of all processes, if there are several."""
+        super().setup(stage)
+        if n_processes() > 1:
+            synced(self.module.arms)
+
     def on_fit_start(self) -> None:
         """Show the training cells to the augmenter, and fit the guide to them."""
         super().on_fit_start()
@@ -137,26 +155,59 @@ class CplMixPlan(TrainingPlan):
             augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
         # A training that is resumed has its guide already.
         if self.warm_start and not self._guide:
-            datamodule = self.trainer.datamodule
+            self._start()
+        if n_processes() > 1:
+            # What is the same in all processes until now, if there is a seed, must not be their noise.
+            torch.manual_seed(same_everywhere(int(torch.randint(2**31 - 1, (1,)))) + process_index())
+
+    def _start(self) -> None:
+        """Fit the guide and let the arms follow it, in one process; the others are given what it found."""
+        if process_index() == 0:
             adopt = self._adopt if self._looks_for_condition() else None
-            guide = fit_guide(self.module, datamodule.train_dataloader(), adopt=adopt).to(self.device)
-            self._guide = [GuideAnswers(guide, self.module, _n_rows(datamodule))]
-            follow_guide(self.module, self._guide[0], datamodule.train_dataloader())
-            self.half_fits = fit_halves(self.module, datamodule.train_dataloader(), guide.start)
+            guide = fit_guide(self.module, self._start_batches(), adopt=adopt).to(self.device)
+            self._guide = [GuideAnswers(guide, self.module, _n_rows(self.trainer.datamodule))]
+            follow_guide(self.module, self._guide[0], self._start_batches())
+            self.half_fits = fit_halves(self.module, self._start_batches(), guide.start)
+        if n_processes() > 1:
+            mine = None
+            if self._guide:
+                mine = [self.level, guide_state(self._guide[0].guide), self.module.state_dict(), self.half_fits]
+            level, state, weights, self.half_fits = same_everywhere(mine)
+            if process_index() > 0:
+                if level is not None:
+                    self.level = level
+                    self._cross_levels()
+                    cells = training_cells(self.trainer.datamodule, self.module.on_counts)
+                    self.module.augmenter.prepare(cells, self.device)
+                guide = guide_of(state).to(self.device)
+                self._guide = [GuideAnswers(guide, self.module, _n_rows(self.trainer.datamodule))]
+                self.module.load_state_dict(weights)
+
+    def _start_batches(self) -> Iterable[dict[str, torch.Tensor]]:
+        """Minibatches of training cells in random order, of whatever process."""
+        datamodule = self.trainer.datamodule
+        if hasattr(datamodule, "start_dataloader"):
+            return datamodule.start_dataloader(MAX_CELLS, self.module.n_labels)
+        return datamodule.train_dataloader()
 
     def _looks_for_condition(self) -> bool:
         """Whether copies could be of both levels of a condition, and the user has not named one."""
         augmenter = self.module.augmenter
-        has_cells = hasattr(self.trainer.datamodule, "adata_manager")
+        manager = getattr(self.trainer.datamodule, "adata_manager", None)
         may_cross = not (augmenter.replaces or augmenter.nuisance_keys or augmenter.on_images)
-        return self.find_condition and has_cells and may_cross
+        if not self.find_condition or manager is None or not may_cross:
+            return False
+        if is_on_disk(manager):
+            logger.info("No condition is looked for: copies of both of its levels would need all cells in memory.")
+            return False
+        return True
 
     def _adopt(self, condition: Condition) -> None:
         """Find the level of every training cell in a condition, which copies are of both levels of from now on."""
         datamodule = self.trainer.datamodule
         cells = training_cells(datamodule, self.module.on_counts)
         self.level = np.full(cells.adata.n_obs, -1, dtype=np.int8)
-        for tensors in datamodule.train_dataloader():
+        for tensors in datamodule.start_dataloader(cells.adata.n_obs):
             level = condition(*(values.cpu() for values in guide_input(self.module, tensors)))
             self.level[tensors[CELL_KEY].view(-1).cpu().numpy()] = level.numpy()
         upper = self.level[cells.rows].mean()
@@ -186,25 +237,26 @@ class CplMixPlan(TrainingPlan):
         if output is None:
             self._go_back()
             self._skips_step = True
-            # Lightning steps on what is returned; without gradients no weight moves.
-            return 0.0 * next(self.module.parameters()).sum()
+            # Lightning steps on what is returned; without gradients no weight moves. Of all weights, because processes
+            # wait for the gradients of each.
+            return 0.0 * sum(weight.sum() for weight in self.module.parameters() if weight.requires_grad)
         self._last_metrics = output.extra_metrics
         self._accumulate(output, "train")
         if math.isinf(self._last_good.best):
             # Before the first step: what the first epoch is compared with.
-            self._last_good.best = float(output.reconstruction_loss_sum.detach()) / output.n_obs_minibatch
+            self._last_good.best = float(self._means("train")["reconstruction_loss"])
         return output.loss
 
     def _finite(self, batch: dict[str, torch.Tensor]) -> LossOutput | None:
-        """Terms of the loss; `None` if they are not finite, or cannot be because weights are not."""
+        """Terms of the loss; `None` if they are not finite, or cannot be because weights are not, in any process."""
         try:
             _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         except ValueError:
-            # Distributions refuse parameters that are not finite.
+            # Distributions refuse parameters that are not finite. All processes have the same weights.
             if self._last_good.is_finite():
                 raise
             return None
-        return output if output.loss.isfinite() else None
+        return None if any_of(not output.loss.isfinite(), self.device) else output
 
     def _go_back(self) -> None:
         self._last_good.go_back(self.trainer.optimizers, self.current_epoch)
@@ -229,8 +281,7 @@ class CplMixPlan(TrainingPlan):
             self.module.dual_step(self._last_metrics)
         if self.trainer.is_last_batch and self._n_seen["train"]:
             # Before the validation, which would see what is wrong.
-            mean = float(self._totals["train"]["reconstruction_loss"]) / self._n_seen["train"]
-            if self._last_good.is_bad(mean):
+            if self._last_good.is_bad(float(self._means("train")["reconstruction_loss"])):
                 self._go_back()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Dataset
 
 from cplmixvi._constants import CELL_KEY
+from cplmixvi._processes import n_processes, same_everywhere
+
+from ._labels import some_rows
+from ._loader import CellLoader, FileCells, MixedBlocks, is_on_disk
 
 
 class NumberedCells(Dataset):
@@ -35,18 +40,21 @@ class CplMixSplitter(DataSplitter):
     """scvi-tools' splitter with a training set of known cells that never ends in a batch of one.
 
     A batch of one cell has no variance, on which batch normalisation raises in training. Where the training cells
-    would leave one over, the batch size is raised until they do not (by one, as a rule).
+    would leave one over, the batch size is raised until they do not (by one, as a rule). Cells of a backed AnnData are
+    read in blocks, see :class:`~cplmixvi.train._loader.MixedBlocks`.
 
     Parameters
     ----------
     *args, **kwargs
-        Of :class:`scvi.dataloaders.DataSplitter`.
+        Of :class:`scvi.dataloaders.DataSplitter`. In a training of several processes, ``batch_size`` is that of one.
 
     Raises
     ------
     ValueError
         If ``batch_size`` or the number of training cells is below two.
     """
+
+    data_loader_cls = CellLoader
 
     def __init__(self, *args, batch_size: int = 128, **kwargs):
         if batch_size < 2:
@@ -61,9 +69,50 @@ class CplMixSplitter(DataSplitter):
             )
         self.data_loader_kwargs["batch_size"] = without_single_tail(self.n_train, batch_size)
 
+    def setup(self, stage: str | None = None) -> None:
+        """Split the cells, in the same way in all processes."""
+        super().setup(stage)
+        if n_processes() > 1:
+            self.train_idx, self.val_idx, self.test_idx = same_everywhere((self.train_idx, self.val_idx, self.test_idx))
+            own, batch_size = -(-self.n_train // n_processes()), self.data_loader_kwargs["batch_size"]
+            self.data_loader_kwargs["batch_size"] = without_single_tail(own, batch_size)
+
     def train_dataloader(self) -> DataLoader:
         """Load the training cells with their rows in the AnnData."""
-        loader = super().train_dataloader()
+        if is_on_disk(self.adata_manager):
+            in_parts = bool(self.data_loader_kwargs.get("distributed_sampler"))
+            return self._blocks(self.train_idx, in_parts=in_parts, drop_last=self.drop_last)
+        return self._numbered(super().train_dataloader())
+
+    def start_dataloader(self, n_cells: int, n_labels: int = 0) -> DataLoader:
+        """Load training cells in random order for what is fitted before the training, whatever this process trains on.
+
+        Parameters
+        ----------
+        n_cells
+            Cells that are wanted, at least, if there are so many.
+        n_labels
+            Labels, some cells of which are wanted too.
+        """
+        if is_on_disk(self.adata_manager):
+            codes = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).reshape(-1)
+            known = torch.from_numpy(np.where(codes < n_labels, codes, -1)[self.train_idx])
+            some = some_rows(len(known), n_cells, known if n_labels else None).numpy()
+            return self._blocks(np.asarray(self.train_idx)[some], n_held=len(some))
+        options = {**self.data_loader_kwargs, "distributed_sampler": False}
+        return self._numbered(
+            self.data_loader_cls(
+                self.adata_manager,
+                indices=self.train_idx,
+                shuffle=True,
+                drop_last=self.drop_last,
+                load_sparse_tensor=self.load_sparse_tensor,
+                **options,
+            )
+        )
+
+    def _numbered(self, loader: DataLoader) -> DataLoader:
+        """Loader that also gives the rows of the training cells."""
         return DataLoader(
             NumberedCells(loader.dataset, self.train_idx),
             # The sampler gives the positions of whole minibatches.
@@ -74,6 +123,12 @@ class CplMixSplitter(DataSplitter):
             pin_memory=loader.pin_memory,
             persistent_workers=loader.persistent_workers,
         )
+
+    def _blocks(self, rows: np.ndarray, **options) -> DataLoader:
+        """Loader of cells in a file. Workers would each read all of it, so there are none."""
+        cells = FileCells(self.adata_manager, load_sparse_tensor=self.load_sparse_tensor)
+        blocks = MixedBlocks(cells, rows, self.data_loader_kwargs["batch_size"], **options)
+        return DataLoader(blocks, batch_size=None, num_workers=0, pin_memory=self.pin_memory)
 
 
 def without_single_tail(n_obs: int, batch_size: int) -> int:
