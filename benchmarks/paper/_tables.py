@@ -78,7 +78,8 @@ TABLES = {
 
 
 def _percent(values: pd.Series) -> str:
-    return f"{100 * values.mean():.2f} ± {100 * values.std(ddof=0):.2f}"
+    # One seed has no spread.
+    return f"{100 * values.mean():.2f}" + (f" ± {100 * values.std(ddof=0):.2f}" if len(values) > 1 else "")
 
 
 def _numbers(lists: pd.Series) -> str:
