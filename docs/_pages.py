@@ -58,8 +58,9 @@ def write_all(docs: Path) -> None:
     rows = read_lines(results / "types.jsonl")
     (made / "benchmark_types.md").write_text(types_page(rows), encoding="utf-8")
     draw_types(rows, made / "benchmark_types.png")
-    for name in ("augmenters", "augmenter_copies", "states", "states_held_out", "large"):
+    for name in ("augmenters", "augmenter_copies", "states", "states_held_out", "large", "speed"):
         (made / f"benchmark_{name}.md").write_text(without_title(results / f"{name}.md"), encoding="utf-8")
+    shutil.copy(results / "speed.png", made / "benchmark_speed.png")
     summary = docs.parent / "benchmarks" / "paper" / "results" / "summary.md"
     (made / "benchmark_paper.md").write_text(without_title(summary), encoding="utf-8")
     copy_tutorials(docs.parent / "tutorials", docs / "tutorials")

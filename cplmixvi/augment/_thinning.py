@@ -96,7 +96,7 @@ def thinned(x: torch.Tensor, keep: float) -> torch.Tensor:
         bits = bits[: len(count)].int().bitwise_and_(_N_BINS - 1)
         found = table.index_select(0, count.clamp(max=_TABLE_COUNTS + 1).int().mul_(_N_BINS).add_(bits))
         # NumPy finds few among many several times faster than torch.
-        undecided = torch.from_numpy(np.flatnonzero((found < 0).numpy()))
+        undecided = torch.from_numpy(np.flatnonzero(found.numpy() < 0))
         n = count[undecided]
         large = n > _TABLE_COUNTS
         # Of small counts, the smallest number whose distribution function is beyond u.
