@@ -235,3 +235,13 @@ class TestLargestProbabilities:
         with pytest.raises(ValueError, match=r"top_k=.*at least 1"):
             cpl.tl.annotate(some, model, top_k=top_k)
         assert "cplmixvi" not in some.obs
+
+
+def test_values_may_be_elsewhere_but_of_the_same_cells(fitted, annotated):
+    adata, model = fitted
+    empty = anndata.AnnData(obs=adata.obs[["batch"]].copy())
+    cpl.tl.annotate(empty, model, values_of=adata)
+    for name in ("cplmixvi", "cplmixvi_confidence"):
+        assert list(empty.obs[name]) == list(annotated.obs[name])
+    with pytest.raises(ValueError, match="values_of has other cells"):
+        cpl.tl.annotate(adata[::-1].copy(), model, values_of=adata)

@@ -67,13 +67,17 @@ def consensus_matrix(labels_by_arm, n_categories: int) -> np.ndarray:
             f"labels_by_arm holds {labels.dtype} from {labels.min()} to {labels.max()}; integers from 0 to "
             f"{n_categories - 1} are needed: pass category indices and the number of categories"
         )
-    labels = labels.astype(np.int64)
-    total = np.zeros((n_categories, n_categories))
+    # Of thousands of categories, many may have no cell: nothing is told about these.
+    used, codes = np.unique(labels, return_inverse=True)
+    n_used, codes = len(used), codes.reshape(labels.shape).astype(np.int64)
+    total = np.zeros((n_used, n_used))
     told = np.zeros_like(total)
-    for a, b in combinations(labels, 2):
-        shared = np.bincount(a * n_categories + b, minlength=n_categories**2).reshape(n_categories, n_categories)
+    for a, b in combinations(codes, 2):
+        shared = np.bincount(a * n_used + b, minlength=n_used**2).reshape(n_used, n_used)
         larger = np.maximum.outer(shared.sum(axis=1), shared.sum(axis=0))
         share = np.divide(shared, larger, out=np.zeros_like(total), where=larger > 0)
         total += share + share.T
         told += (larger > 0).astype(float) + (larger > 0).T
-    return np.divide(total, told, out=np.zeros_like(total), where=told > 0)
+    matrix = np.zeros((n_categories, n_categories))
+    matrix[np.ix_(used, used)] = np.divide(total, told, out=np.zeros_like(total), where=told > 0)
+    return matrix

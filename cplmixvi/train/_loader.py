@@ -91,9 +91,10 @@ class _OrderedManager:
 
     manager: AnnDataManager
 
-    @property
-    def adata(self):
-        return self.manager.adata
+    def __getattr__(self, name: str):
+        if name == "manager":
+            raise AttributeError(name)
+        return getattr(self.manager, name)
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False) -> Dataset:
         cells = FileCells(self.manager, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor)

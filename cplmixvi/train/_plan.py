@@ -183,11 +183,11 @@ class CplMixPlan(TrainingPlan):
                 self._guide = [GuideAnswers(guide, self.module, _n_rows(self.trainer.datamodule))]
                 self.module.load_state_dict(weights)
 
-    def _start_batches(self) -> Iterable[dict[str, torch.Tensor]]:
-        """Minibatches of training cells in random order, of whatever process."""
+    def _start_batches(self, n_cells: int = MAX_CELLS) -> Iterable[dict[str, torch.Tensor]]:
+        """Minibatches of at least so many training cells in random order, of whatever process."""
         datamodule = self.trainer.datamodule
         if hasattr(datamodule, "start_dataloader"):
-            return datamodule.start_dataloader(MAX_CELLS, self.module.n_labels)
+            return datamodule.start_dataloader(n_cells, self.module.n_labels)
         return datamodule.train_dataloader()
 
     def _looks_for_condition(self) -> bool:
@@ -207,7 +207,7 @@ class CplMixPlan(TrainingPlan):
         datamodule = self.trainer.datamodule
         cells = training_cells(datamodule, self.module.on_counts)
         self.level = np.full(cells.adata.n_obs, -1, dtype=np.int8)
-        for tensors in datamodule.start_dataloader(cells.adata.n_obs):
+        for tensors in self._start_batches(cells.adata.n_obs):
             level = condition(*(values.cpu() for values in guide_input(self.module, tensors)))
             self.level[tensors[CELL_KEY].view(-1).cpu().numpy()] = level.numpy()
         upper = self.level[cells.rows].mean()
