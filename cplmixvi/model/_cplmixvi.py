@@ -34,6 +34,7 @@ from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
 from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
+from ._query import QueryMixin
 from ._report import Report
 from ._selection import SelectionMixin
 from ._settings import check_positive, default_n_categories, settled
@@ -50,6 +51,7 @@ class CplMixVI(
     AugmenterMixin,
     NoveltyMixin,
     CheckpointsMixin,
+    QueryMixin,
     PersistenceMixin,
     RNASeqMixin,
     VAEMixin,
@@ -322,7 +324,9 @@ class CplMixVI(
             # Not before: a model that is loaded for inference needs nothing of what its augmenter looked at.
             self.module.augmenter.check(self.adata)
         if resume is None:
-            settings = settled(given, self.summary_stats.n_cells, self.is_trained_)
+            has_start = self.is_trained_ or self.n_reference_batches_ is not None
+            settings = settled(given, self.summary_stats.n_cells, has_start)
+            self._check_query_training(settings["plan_kwargs"])
             # Refused before anything that takes long.
             checkpoints = self._checkpoints(settings, checkpoint_dir, checkpoint_every)
             self._find_what_training_needs(settings)
@@ -350,9 +354,10 @@ class CplMixVI(
             self._is_fitting = False
         if settings["plan_kwargs"]["warm_start"]:
             self.condition_ = self.trainer.lightning_module.level
-        datamodule = settings.get("datamodule")
-        self.align_arms(None if datamodule is None else datamodule.train_dataloader())
-        self._learn_novelty()
+        if self.n_reference_batches_ is None:
+            datamodule = settings.get("datamodule")
+            self.align_arms(None if datamodule is None else datamodule.train_dataloader())
+            self._learn_novelty()
 
     def _find_what_training_needs(self, settings: dict) -> None:
         """Find the number of categories where none was given, and train the augmenter where it was not."""

@@ -2,6 +2,7 @@
 
 from ._alignment import StateAlignment, mean_over_arms
 from ._arm import Arm, ArmOutput, Covariates
+from ._batches import find_shift, train_new_batches_only, with_new_batches
 from ._coupling import Coupling, Disagreement, pairwise_agreement
 from ._cplmixvae import CplMixVAE
 from ._likelihoods import Likelihood, likelihood_class
@@ -23,9 +24,12 @@ __all__ = [
     "StateAlignment",
     "StatePrior",
     "decode_states",
+    "find_shift",
     "infer_jointly",
     "kl_normal",
     "likelihood_class",
     "mean_over_arms",
     "pairwise_agreement",
+    "train_new_batches_only",
+    "with_new_batches",
 ]
