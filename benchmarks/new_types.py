@@ -10,6 +10,11 @@ are there are not repeated.
 
 from __future__ import annotations
 
+import sys
+
+# The folder has a file called types: it must come after the standard library, whose module of that name is everywhere.
+sys.path.append(sys.path.pop(0))
+
 import argparse
 import json
 import os
