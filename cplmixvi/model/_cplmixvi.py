@@ -301,7 +301,8 @@ class CplMixVI(
             it had, and ends with the weights that it would have had. The model must be made as it was then.
         **kwargs
             Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``datasplitter_kwargs``,
-            ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
+            ``check_val_every_n_epoch``, ``enable_checkpointing``, ``deterministic=True`` (the same seed gives the same
+            result on a GPU too; slower, and an error where torch has no such algorithm), ...
 
         Raises
         ------
