@@ -10,6 +10,11 @@ are there are not repeated.
 
 from __future__ import annotations
 
+import sys
+
+# The folder has a file called types: it must come after the standard library, whose module of that name is everywhere.
+sys.path.append(sys.path.pop(0))
+
 import argparse
 import json
 import os
@@ -24,14 +29,13 @@ HERE = Path(__file__).parent
 READINGS = ["auroc_confidence", "auroc_novelty", "false_alarms"]
 
 
-def run(name: str, left_out: str, seed: int) -> dict:
-    """Fit without one type, and score all cells that were not trained on."""
+def fit(name: str, left_out: str, seed: int):
+    """Train without one type. Returns the model, the cells that it was not trained on, and which are of that type."""
     import logging
 
     import scvi
     import torch
     from _data import CASES, load
-    from sklearn.metrics import roc_auc_score
 
     import cplmixvi as cpl
 
@@ -47,20 +51,27 @@ def run(name: str, left_out: str, seed: int) -> dict:
     cpl.CplMixVI.setup_anndata(train)
     model = cpl.CplMixVI(train, n_categories=n_types - 1, likelihood=CASES[name].likelihood)
     model.train(enable_progress_bar=False, accelerator="cpu")
-    seen = adata[new | held_out].copy()
+    return model, adata[new | held_out].copy(), new[new | held_out]
+
+
+def score(model, seen, is_new: np.ndarray) -> dict[str, float]:
+    """Score the cells that were not trained on."""
+    from sklearn.metrics import roc_auc_score
+
     confidence = model.predict(seen, soft=True).to_numpy().max(1)
     novelty = model.get_novelty(seen)
-    is_new = new[new | held_out]
     return {
-        "data": name,
-        "left_out": left_out,
-        "seed": seed,
         "n_new": int(is_new.sum()),
         "auroc_confidence": round(float(roc_auc_score(is_new, -confidence)), 4),
         "auroc_novelty": round(float(roc_auc_score(is_new, novelty)), 4),
         # Share of known cells that a threshold of .95 calls new; .05 if novelty means what it says.
         "false_alarms": round(float((novelty[~is_new] > 0.95).mean()), 4),
     }
+
+
+def run(name: str, left_out: str, seed: int) -> dict:
+    """One line of the results."""
+    return {"data": name, "left_out": left_out, "seed": seed, **score(*fit(name, left_out, seed))}
 
 
 def render(runs: list[dict], path: Path) -> None:

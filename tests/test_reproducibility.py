@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from lightning.pytorch.callbacks import Callback
 
 import cplmixvi as cpl
 
@@ -38,6 +39,28 @@ def test_the_same_seed_gives_the_same_bits(model, make_counts):
     np.testing.assert_array_equal(model.predict(soft=True), again.predict(soft=True))
     other = fit(make_counts(n_obs=160, n_vars=40), seed=1, max_epochs=1, warm_start=False)
     assert not torch.equal(other.module.arms[0].path.weight, model.module.arms[0].path.weight)
+
+
+def test_deterministic_algorithms_are_of_the_training_only(make_counts):
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, *args):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    fit(make_counts(n_obs=60), deterministic=True, callbacks=[Look()], max_epochs=1, warm_start=False)
+    assert set(seen) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device to repeat a training on")
+def test_the_same_seed_gives_the_same_labels_on_a_gpu(make_counts):
+    first, second = (
+        fit(make_counts(n_obs=160, n_vars=40), accelerator="gpu", devices=1, deterministic=True) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.predict(), second.predict())
+    assert len(set(first.predict())) == 3
 
 
 TWO_THREADS = """

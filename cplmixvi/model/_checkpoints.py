@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import scvi
+import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 
@@ -174,7 +175,8 @@ class CheckpointsMixin:
 def interruptible(resumable: str | Path | None) -> Iterator[None]:
     """Let Ctrl-C end a training as it ends other Python, with a message that says how to go on.
 
-    Lightning catches it, turns off the signal for the rest of the process and leaves with SystemExit.
+    Lightning catches it, turns off the signal for the rest of the process and leaves with SystemExit. With
+    ``deterministic=True`` it also binds the rest of the process to deterministic algorithms; both are put back.
 
     Parameters
     ----------
@@ -188,6 +190,8 @@ def interruptible(resumable: str | Path | None) -> Iterator[None]:
     """
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if in_main else None
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     except SystemExit as leaving:
@@ -198,6 +202,7 @@ def interruptible(resumable: str | Path | None) -> Iterator[None]:
             how = f"go on with train(resume={str(resumable)!r})"
         raise KeyboardInterrupt(f"The training was interrupted; {how}.") from None
     finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
         if in_main and handler is not None:
             signal.signal(signal.SIGINT, handler)
 

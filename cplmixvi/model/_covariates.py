@@ -10,7 +10,7 @@ from scvi import REGISTRY_KEYS
 _NAMED = 5
 
 
-def check_known(adata: AnnData, registry: dict) -> None:
+def check_known(adata: AnnData, registry: dict, *, new_batches: bool = False) -> None:
     """Refuse cells of a batch, or another categorical covariate, that the model has not seen.
 
     Parameters
@@ -19,31 +19,44 @@ def check_known(adata: AnnData, registry: dict) -> None:
         New cells.
     registry
         Of the model.
+    new_batches
+        Whether there may be batches that it has not seen.
 
     Raises
     ------
     ValueError
         If a column is missing, a cell has no value in one, or there is one that the model was not trained on.
     """
-    fields = registry["field_registries"]
-    arguments = registry["setup_args"]
-    known: dict[str, list] = {}
-    if arguments.get("batch_key") is not None:
-        known[arguments["batch_key"]] = list(fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"])
-    for key in arguments.get("categorical_covariate_keys") or ():
-        known[key] = list(fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"][key])
-    for key, values in known.items():
+    batch_key = registry["setup_args"].get("batch_key")
+    for key, values in _known(registry).items():
         if key not in adata.obs:
             raise ValueError(f"The new cells have no column obs[{key!r}], which the model was set up with: add it.")
         column = pd.Series(adata.obs[key])
         if column.isna().any():
             raise ValueError(f"obs[{key!r}] of the new cells has missing values: fill them in, or drop those cells.")
         new = [value for value in column.unique() if value not in values]
-        if new:
+        if new and not (new_batches and key == batch_key):
+            learn = ", or let the model learn new batches: CplMixVI.load_query_data(adata, model)."
             raise ValueError(
                 f"obs[{key!r}] of the new cells has {_named(new)}, and the model knows {_named(values)}: call them by "
-                "the one that is most like them, or train on cells of all."
+                f"the one that is most like them{learn if key == batch_key else ', or train on cells of all.'}"
             )
+
+
+def known_batches(registry: dict) -> list | None:
+    """Batches that a model knows; `None` if it was set up without any."""
+    return _known(registry).get(registry["setup_args"].get("batch_key"))
+
+
+def _known(registry: dict) -> dict[str, list]:
+    """Values of every categorical covariate that a model knows, by the column."""
+    fields, arguments = registry["field_registries"], registry["setup_args"]
+    known = {}
+    if arguments.get("batch_key") is not None:
+        known[arguments["batch_key"]] = list(fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"])
+    for key in arguments.get("categorical_covariate_keys") or ():
+        known[key] = list(fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"][key])
+    return known
 
 
 def _named(values: list) -> str:

@@ -30,14 +30,16 @@ from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
 from ._covariates import check_known
 from ._devices import check_several
+from ._failure import as_it_was_on_failure
 from ._genes import align_genes
 from ._getters import GettersMixin
 from ._labels import LabelsField, registered_labels
 from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
+from ._query import QueryMixin
 from ._report import Report
 from ._selection import SelectionMixin
-from ._settings import settled
+from ._settings import check_positive, default_n_categories, settled
 from ._states import StatesMixin
 
 #: Cells that the check at the end of training looks at.
@@ -52,6 +54,7 @@ class CplMixVI(
     NoveltyMixin,
     CalibrationMixin,
     CheckpointsMixin,
+    QueryMixin,
     PersistenceMixin,
     RNASeqMixin,
     VAEMixin,
@@ -124,7 +127,7 @@ class CplMixVI(
         **module_kwargs,
     ):
         super().__init__(adata, registry)
-        _check_positive(n_state=n_state, n_arms=n_arms)
+        check_positive(n_state=n_state, n_arms=n_arms)
         pp.check_likelihood(likelihood)
         n_obs = self.summary_stats.n_cells
         # Until it is found, the number is a bound, so that a model can be looked at before it is trained.
@@ -269,6 +272,8 @@ class CplMixVI(
     ) -> None:
         """Train the arms together, after finding the number of categories where none was given.
 
+        A training that fails or is interrupted leaves the model as it was before; with checkpoints it can go on.
+
         Parameters
         ----------
         max_epochs
@@ -300,7 +305,8 @@ class CplMixVI(
             it had, and ends with the weights that it would have had. The model must be made as it was then.
         **kwargs
             Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``datasplitter_kwargs``,
-            ``check_val_every_n_epoch``, ``enable_checkpointing``, ...
+            ``check_val_every_n_epoch``, ``enable_checkpointing``, ``deterministic=True`` (the same seed gives the same
+            result on a GPU too; slower, and an error where torch has no such algorithm), ...
 
         Raises
         ------
@@ -322,34 +328,42 @@ class CplMixVI(
         if self.adata is not None:
             # Not before: a model that is loaded for inference needs nothing of what its augmenter looked at.
             self.module.augmenter.check(self.adata)
-        if resume is not None:
-            settings, checkpoints = self._resumed(resume, given, checkpoint_dir, checkpoint_every)
-        else:
-            settings = settled(given, self.summary_stats.n_cells, self.is_trained_)
+        if resume is None:
+            has_start = self.is_trained_ or self.n_reference_batches_ is not None
+            settings = settled(given, self.summary_stats.n_cells, has_start)
+            self._check_query_training(settings["plan_kwargs"])
             # Refused before anything that takes long.
             checkpoints = self._checkpoints(settings, checkpoint_dir, checkpoint_every)
             self._find_what_training_needs(settings)
-        if checkpoints is not None:
-            settings["callbacks"] = [*settings.get("callbacks", ()), checkpoints]
+        with as_it_was_on_failure(self):
+            if resume is not None:
+                settings, checkpoints = self._resumed(resume, given, checkpoint_dir, checkpoint_every)
+            if checkpoints is not None:
+                settings["callbacks"] = [*settings.get("callbacks", ()), checkpoints]
+            self._fit(settings, resumable=checkpoint_dir if resume is None else resume)
+            report = self._report_of_some()
+            self._record_training(report)
+        if report is not None and not report.sound:
+            # A collapsed fit looks like any other from outside: say so at once.
+            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=2)
+
+    def _fit(self, settings: dict, resumable: str | Path | None) -> None:
+        """Train the module, and look at what came out."""
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
         self._is_fitting = True
         try:
-            with interruptible(checkpoint_dir if resume is None else resume):
+            with interruptible(resumable):
                 super().train(**settings)
         finally:
             self._is_fitting = False
         if settings["plan_kwargs"]["warm_start"]:
             self.condition_ = self.trainer.lightning_module.level
             self._learn_calibration(self.trainer.lightning_module.half_fits)
-        datamodule = kwargs.get("datamodule")
-        self.align_arms(None if datamodule is None else datamodule.train_dataloader())
-        self._learn_novelty()
-        report = self._report_of_some()
-        self._record_training(report)
-        if report is not None and not report.sound:
-            # A collapsed fit looks like any other from outside: say so at once.
-            warnings.warn(" ".join(report.problems) + " See model.report().", UserWarning, stacklevel=2)
+        if self.n_reference_batches_ is None:
+            datamodule = settings.get("datamodule")
+            self.align_arms(None if datamodule is None else datamodule.train_dataloader())
+            self._learn_novelty()
 
     def _find_what_training_needs(self, settings: dict) -> None:
         """Find the number of categories where none was given, and train the augmenter where it was not."""
@@ -388,16 +402,5 @@ class CplMixVI(
         return super()._validate_anndata(aligned, copy_if_view=copy_if_view)
 
 
-def default_n_categories(n_obs: int) -> int:
-    """Bound on the number of types until it is found: a twentieth of the cells, between 2 and 30."""
-    return int(min(30, max(2, n_obs // 20)))
-
-
 def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if not pp.is_whole(value) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")

@@ -9,32 +9,41 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
+from sklearn.neighbors import NearestNeighbors
 
-#: Training cells that distances are compared with, at most.
-MAX_CELLS = 20_000
+#: Training cells that are looked at, and new cells that are compared with each other, at most.
+MAX_CELLS = 10_000
+#: Cells whose mean is taken: the cell and its nearest.
+_N_NEAREST = 15
 #: Share of the mean variance that is added to every variance, so that the covariance can be inverted.
 _RIDGE = 1e-3
-#: Parts of the training cells whose distances are those to a fit to the others.
-_N_FOLDS = 5
+#: Distances that are found in sets of 1, 2, 4, ... training cells of one category, of each size.
+_N_DISTANCES = 1_000
 
 
 class NoveltyMixin:
     """Says of cells how unlike the training cells they are; probabilities do not, because they must sum to one."""
 
     module: BaseModuleClass
-    #: Mean of every category and inverse of the covariance within categories in the coordinates of every arm, and the
-    #: distances of the training cells in ascending order; kept with the model when it is saved.
+    #: Mean of every category and inverse of the covariance within categories in the coordinates of every arm, numbers
+    #: of cells, and distances in ascending order in sets of so many training cells. Saved with the model.
     novelty_: dict[str, list[np.ndarray] | np.ndarray] | None = None
 
     def get_novelty(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
     ) -> np.ndarray:
-        r"""Share of the training cells that are nearer to their category than a cell is to any.
+        r"""Share of the training cells that are nearer to their category than a cell, with its like, is to any.
 
-        The distance is :math:`\min_k (z - \mu_k)^\top\Sigma^{-1}(z - \mu_k)`, averaged over arms, with :math:`z` the
-        coordinates of the arm's linear path, :math:`\mu_k` the mean of a category's training cells and :math:`\Sigma`
-        their covariance within categories. Of other cells of the types that were trained on, 5 % or fewer have more
-        than .95: fewer, because the coordinates were fitted to the training cells, which vary most in them.
+        .. math::
+            d_n = \frac1A\sum_a\min_k\,(\bar z_{an} - \mu_{ak})^\top\Sigma_a^{-1}(\bar z_{an} - \mu_{ak})
+
+        with :math:`\mu_{ak}` the mean and :math:`\Sigma_a` the covariance within categories of training cells in the
+        coordinates of the linear path of arm ``a``, and :math:`\bar z_{an}` the mean of up to 15 cells: the nearest
+        among the cells given that have the category of cell ``n``, itself included. A single cell is too noisy to tell
+        it from those of a type next to its own, but cells of a new type deviate together. So it matters which cells are
+        given: all new ones at once is best, and one cell is judged alone. What cells are compared with are distances in
+        sets of about as many training cells of a category, of one half of these to a fit of the other half. Of other
+        cells of the types that were trained on, some 5 to 10 % have more than .95.
 
         Parameters
         ----------
@@ -49,19 +58,28 @@ class NoveltyMixin:
         Raises
         ------
         ValueError
-            If the model was not trained on an AnnData with the warm start, which gives arms their coordinates.
+            If the model was not trained on an AnnData with the warm start, which gives arms their coordinates, or by a
+            version that measured something else.
         """
         self._check_if_trained(warn=False)
-        if self.novelty_ is None:
+        if self.novelty_ is None or "sizes" not in self.novelty_:
             raise ValueError(
                 "The model does not know how far its training cells are from its categories: train it on an AnnData "
-                "with the warm start."
+                "with the warm start, and with this version."
             )
-        coordinates, _ = self._coordinates(self._validate_anndata(adata), indices, batch_size)
-        means, precisions = self.novelty_["means"], self.novelty_["precisions"]
-        distance = _distance(coordinates, means, precisions)
-        reference = self.novelty_["distances"]
-        return np.searchsorted(reference, distance) / len(reference)
+        coordinates, category = self._coordinates(self._validate_anndata(adata), indices, batch_size)
+        found, sizes = self.novelty_, np.asarray(self.novelty_["sizes"])
+        novelty = np.empty(len(category))
+        # Blocks of about the same size, because time grows with the square of it.
+        order = np.random.default_rng(0).permutation(len(category))
+        for rows in np.array_split(order, -(-len(category) // MAX_CELLS) or 1):
+            distance = _distance([z[rows] for z in coordinates], category[rows], found["means"], found["precisions"])
+            n_alike = np.bincount(category[rows])[category[rows]]
+            nearest = np.abs(np.log(n_alike)[:, None] - np.log(sizes)).argmin(1)
+            for index in np.unique(nearest):
+                reference, some = found["distances"][index], nearest == index
+                novelty[rows[some]] = np.searchsorted(reference, distance[some]) / len(reference)
+        return novelty
 
     def _learn_novelty(self) -> None:
         """Look at the training cells; nothing is kept where arms have no coordinates."""
@@ -72,8 +90,8 @@ class NoveltyMixin:
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
         coordinates, category = self._coordinates(self.adata, rows, None)
         means, precisions = _fit(coordinates, category)
-        distances = np.sort(_held_out_distance(coordinates, category))
-        self.novelty_ = {"means": means, "precisions": precisions, "distances": distances}
+        sizes, distances = _held_out_distances(coordinates, category)
+        self.novelty_ = {"means": means, "precisions": precisions, "sizes": np.array(sizes), "distances": distances}
 
     @torch.inference_mode()
     def _coordinates(
@@ -108,28 +126,56 @@ def _fit(coordinates: Sequence[np.ndarray], category: np.ndarray) -> tuple[list[
     return means, precisions
 
 
-def _held_out_distance(coordinates: Sequence[np.ndarray], category: np.ndarray) -> np.ndarray:
-    """Distance of every cell to categories that were fitted without it, ``(n_cells,)``.
+def _held_out_distances(coordinates: Sequence[np.ndarray], category: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+    """Sizes of sets of cells of one category, and the distances of cells in sets of each, in ascending order.
 
-    Cells are nearer to a fit that they are a part of than new cells of the same types.
+    Those of each half of the cells are to a fit of the other half: cells are nearer to a fit that they are a part of
+    than new cells of the same types.
     """
-    fold = np.arange(len(category)) % min(_N_FOLDS, len(category))
-    distance = np.empty(len(category))
-    for index in range(fold.max() + 1):
-        rest = fold != index
-        fitted = _fit([z[rest] for z in coordinates], category[rest])
-        distance[~rest] = _distance([z[~rest] for z in coordinates], *fitted)
-    return distance
+    order = np.random.default_rng(0).permutation(len(category))
+    # Beyond the median, only large categories would be compared with.
+    largest = np.median(np.bincount(category)[np.unique(category)]) / 2
+    sizes = [2**power for power in range(int(np.log2(max(largest, 1))) + 1)]
+    distances: list[list[np.ndarray]] = [[] for _ in sizes]
+    for side in (0, 1):
+        half, other = order[side::2], order[1 - side :: 2]
+        # A single cell has no other half.
+        fitted = _fit([z[other] for z in coordinates], category[other]) if len(other) else _fit(coordinates, category)
+        for size, found in zip(sizes, distances, strict=True):
+            members = [half[category[half] == k] for k in np.unique(category)]
+            sets = [rows[: len(rows) // size * size].reshape(-1, size) for rows in members]
+            some = np.random.default_rng(0).permutation(np.concatenate(sets))[: max(_N_DISTANCES // size, 1)]
+            index, rows = np.repeat(np.arange(len(some)), size), some.ravel()
+            found.append(_distance([z[rows] for z in coordinates], index, *fitted))
+    return sizes, [np.sort(np.concatenate(found)) for found in distances]
 
 
 def _distance(
-    coordinates: Sequence[np.ndarray], means: Sequence[np.ndarray], precisions: Sequence[np.ndarray]
+    coordinates: Sequence[np.ndarray],
+    category: np.ndarray,
+    means: Sequence[np.ndarray],
+    precisions: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Squared distance of cells to the nearest category, as a mean over arms, ``(n_cells,)``."""
-    nearest = []
+    """Squared distance to the nearest category of cells, each with its nearest of its category, as a mean over arms.
+
+    ``(n_cells,)``, for coordinates in every arm, each ``(n_cells, d)``.
+    """
+    total = np.zeros(len(category))
     for z, mean, precision in zip(coordinates, means, precisions, strict=True):
         root = np.linalg.cholesky(precision)
-        points, centres = z @ root, mean @ root
+        points, centres = _with_nearest(z @ root, category), mean @ root
         squared = (points**2).sum(1)[:, None] - 2 * points @ centres.T + (centres**2).sum(1)
-        nearest.append(squared.min(1))
-    return np.mean(nearest, axis=0)
+        total += squared.min(1)
+    return total / len(coordinates)
+
+
+def _with_nearest(points: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """Means of points with the nearest of their category, ``(n_cells, d)``: those of others would draw them away."""
+    smooth = points.copy()
+    for k in np.unique(category):
+        rows = np.flatnonzero(category == k)
+        if len(rows) > 1:
+            own, n = points[rows], min(_N_NEAREST, len(rows))
+            index = NearestNeighbors(n_neighbors=n).fit(own).kneighbors(own, return_distance=False)
+            smooth[rows] = own[index].mean(1)
+    return smooth

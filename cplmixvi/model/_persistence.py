@@ -20,6 +20,7 @@ from scvi.module.base import BaseModuleClass
 
 from cplmixvi import io, pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, LEGACY_MODEL_FILE, LOG_LIKELIHOODS
+from cplmixvi.module import train_new_batches_only
 
 from ._devices import resolve_device
 from ._genes import check_same_genes
@@ -36,6 +37,8 @@ class PersistenceMixin:
     module: BaseModuleClass
     #: What the model was trained on, how and with what success; kept with the model when it is saved.
     training_: dict[str, object] | None = None
+    #: Number of batches whose weights stay as they are; `None` but for models of :meth:`load_query_data`.
+    n_reference_batches_: int | None = None
     #: Whether scvi-tools may be saving a checkpoint, which it reads back in a way of its own.
     _is_fitting = False
 
@@ -170,13 +173,8 @@ class PersistenceMixin:
             raise ValueError("backup_url and datamodule are not supported; download the folder first, and load it.")
         target = resolve_device(accelerator, device)
         path, prefix = Path(dir_path), prefix or ""
-        saved = io.read_files(path, prefix)
+        saved = cls._read(path, prefix, *(allowed_classes_names_list or ()))
         registry = part(saved, "registry")
-        if registry.get("model_name") not in (cls.__name__, *(allowed_classes_names_list or ())):
-            raise io.ModelFileError(
-                f"{str(path)!r} has a model of the class {registry.get('model_name')!r}, not {cls.__name__}; load it "
-                "with that class."
-            )
         if adata is None:
             adata = _saved_cells(path / f"{prefix}{io.ANNDATA}", saved)
         adata = None if adata is False else adata
@@ -190,6 +188,17 @@ class PersistenceMixin:
             if adata is not None:
                 model._validate_anndata(adata)
         return model
+
+    @classmethod
+    def _read(cls, path: Path, prefix: str = "", *other_classes: str) -> io.Saved:
+        """Read the files of a model of this class, or another one that is named."""
+        saved = io.read_files(path, prefix)
+        name = part(saved, "registry").get("model_name")
+        if name not in (cls.__name__, *other_classes):
+            raise io.ModelFileError(
+                f"{str(path)!r} has a model of the class {name!r}, not {cls.__name__}; load it with that class."
+            )
+        return saved
 
     def without_cells(self):
         """Get a copy of the model that has no AnnData, as :meth:`load` with ``adata=False`` would.
@@ -209,11 +218,19 @@ class PersistenceMixin:
     @classmethod
     def _from_saved(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
         """Make the model anew, and give it its attributes and weights."""
+        model = cls._made(saved, adata, registry)
+        take_over(model, saved)
+        if model.n_reference_batches_ is not None:
+            train_new_batches_only(model.module, model.n_reference_batches_)
+        return model
+
+    @classmethod
+    def _made(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
+        """Make the model anew."""
         init_params = part(saved, "init_params")
         keywords = {name: value for group in init_params["kwargs"].values() for name, value in group.items()}
         model = cls(adata, registry=registry, **init_params["non_kwargs"], **keywords)
         model.init_params_ = init_params
-        take_over(model, saved)
         return model
 
     @staticmethod

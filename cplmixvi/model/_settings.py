@@ -1,12 +1,25 @@
-"""Arguments of a training, with all that was left open decided."""
+"""Arguments of a model and of a training, with all that was left open decided."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from cplmixvi import pp
 from cplmixvi.train import default_batch_size, default_max_epochs
 
 from ._devices import has_several
+
+
+def default_n_categories(n_obs: int) -> int:
+    """Bound on the number of types until it is found: a twentieth of the cells, between 2 and 30."""
+    return int(min(30, max(2, n_obs // 20)))
+
+
+def check_positive(**values: int) -> None:
+    """Raise ValueError unless all are whole numbers of at least one."""
+    for name, value in values.items():
+        if not pp.is_whole(value) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
 def settled(given: dict, n_obs: int, is_trained: bool) -> dict:

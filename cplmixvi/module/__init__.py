@@ -3,6 +3,7 @@
 from ._alignment import StateAlignment, mean_over_arms
 from ._arm import Arm, ArmOutput, Covariates
 from ._batch_norm import SyncedBatchNorm, synced
+from ._batches import find_shift, train_new_batches_only, with_new_batches
 from ._coupling import Coupling, Disagreement, pairwise_agreement
 from ._cplmixvae import CplMixVAE
 from ._likelihoods import Likelihood, likelihood_class
@@ -25,10 +26,13 @@ __all__ = [
     "StatePrior",
     "SyncedBatchNorm",
     "decode_states",
+    "find_shift",
     "infer_jointly",
     "kl_normal",
     "likelihood_class",
     "mean_over_arms",
     "pairwise_agreement",
     "synced",
+    "train_new_batches_only",
+    "with_new_batches",
 ]

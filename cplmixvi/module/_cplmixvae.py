@@ -106,7 +106,9 @@ class CplMixVAE(BaseModuleClass):
     ):
         super().__init__()
         self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
-        self.n_labels = n_labels
+        self.n_labels, self.n_batch = n_labels, n_batch
+        #: Set where only the weights of batches after the first so many may learn.
+        self.n_known_batches: int | None = None
         self.on_counts = likelihood in COUNT_LIKELIHOODS
         self.temperature, self.hard, self.beta = temperature, hard, beta
         #: Set by the training plan: categories are drawn from the minibatch's guide while the arms learn to predict it.
@@ -146,6 +148,15 @@ class CplMixVAE(BaseModuleClass):
         self.arms = nn.ModuleList(arms * n_arms if share_arms else arms)
         self.priors = nn.ModuleList(priors * n_arms if share_arms else priors)
         self.alignment = StateAlignment(n_arms, n_categories, n_state)
+
+    def train(self, mode: bool = True) -> CplMixVAE:
+        """Set the mode; what a module has learned of known batches includes the statistics of its normalisation."""
+        super().train(mode)
+        if self.n_known_batches is not None:
+            for part in self.modules():
+                if isinstance(part, nn.BatchNorm1d):
+                    part.eval()
+        return self
 
     # ------------------------------------------------------------------ inputs
 

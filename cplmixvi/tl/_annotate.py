@@ -106,22 +106,30 @@ def annotate(
     confidence = posterior.confidence.astype(np.float32)
     # In the precision that is written, so that the column shows why a cell is unassigned.
     is_uncertain = confidence < np.float32(min_confidence)
-    labels = _labels(consensus.categories, final, is_uncertain)
-
-    _drop_derived(adata, keys)
-    adata.obs[keys.labels] = labels
-    adata.obs[keys.confidence] = confidence
-    adata.obs[keys.agreement] = consensus.by_cell.astype(np.float32)
+    columns = {
+        keys.labels: _labels(consensus.categories, final, is_uncertain),
+        keys.confidence: confidence,
+        keys.agreement: consensus.by_cell.astype(np.float32),
+    }
     own = model.adata is not None and adata.obs_names.equals(model.adata.obs_names)
     if own and model.condition_ is not None:
-        adata.obs[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
-    adata.obsm[keys.state] = _at_least_two_columns(posterior.combined)
+        columns[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
     proba = posterior.proba[:, used].astype(np.float32, copy=False)
-    adata.obsm[keys.proba] = np.ascontiguousarray(proba) if top_k is None else proba
-    adata.uns[keys.uns] = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
-    adata.uns[keys.uns]["n_unassigned"] = int(is_uncertain.sum())
+    arrays = {
+        keys.state: _at_least_two_columns(posterior.combined),
+        keys.proba: np.ascontiguousarray(proba) if top_k is None else proba,
+    }
+    entry = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
+    entry["n_unassigned"] = int(is_uncertain.sum())
     if min_confidence > 0:
-        adata.uns[keys.uns]["params"]["min_confidence"] = float(min_confidence)
+        entry["params"]["min_confidence"] = float(min_confidence)
+
+    # Nothing is written before all of it is there: what fails leaves the cells as they were.
+    _drop_derived(adata, keys)
+    for name, column in columns.items():
+        adata.obs[name] = column
+    adata.obsm.update(arrays)
+    adata.uns[keys.uns] = entry
 
 
 def _labels(names: np.ndarray, final: np.ndarray, is_uncertain: np.ndarray) -> pd.Categorical:

@@ -9,6 +9,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
@@ -307,6 +309,13 @@ class CplMixPlan(TrainingPlan):
     def on_fit_end(self) -> None:
         """Leave the module as inference expects it."""
         super().on_fit_end()
+        self._leave()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Leave the module so too where the training fails: Lightning tells callbacks of that, and not the plan."""
+        return [*super().configure_callbacks(), _LeaveOnException()]
+
+    def _leave(self) -> None:
         self.module.guided = False
         self.module.augmenter.release()
         if self._own_augmenter:
@@ -326,6 +335,11 @@ class CplMixPlan(TrainingPlan):
         """Log the epoch's means."""
         super().on_validation_epoch_end()
         self._log_epoch("validation")
+
+
+class _LeaveOnException(Callback):
+    def on_exception(self, trainer: Trainer, pl_module: CplMixPlan, exception: BaseException) -> None:
+        pl_module._leave()
 
 
 def _n_rows(datamodule) -> int:
