@@ -237,10 +237,10 @@ def quality(name: str) -> dict:
     from _data import load
 
     import cplmixvi as cpl
+    from cplmixvi.train import default_batch_size, default_max_epochs
 
     adata, truth, n_types = load(name)
-    batch_size = cpl.train.default_batch_size(adata.n_obs)
-    epochs = min(200, cpl.train.default_max_epochs(adata.n_obs, batch_size))
+    epochs = min(200, default_max_epochs(adata.n_obs, default_batch_size(adata.n_obs)))
     cpl.CplMixVI.setup_anndata(adata)
     started = now()
     model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=DATA[name].likelihood)
@@ -251,7 +251,7 @@ def quality(name: str) -> dict:
         "passes": epochs,
         "cpu_s": cpu,
         "wall_s": wall,
-        "consensus": float(model.report().consensus),
+        "consensus": float(model.get_consensus().mean),
         "accuracy": float(cpl.metrics.accuracy(truth, labels)),
     }
 
