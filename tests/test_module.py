@@ -8,7 +8,7 @@ from scvi import REGISTRY_KEYS
 
 from cplmixvi._constants import COPIES_KEY, GUIDE_KEY
 from cplmixvi.augment import CountThinning
-from cplmixvi.module import Coupling, CplMixVAE
+from cplmixvi.module import Coupling, Covariates, CplMixVAE
 from cplmixvi.module._dual import DualWeight
 from cplmixvi.module._losses import guide_divergence
 
@@ -84,7 +84,7 @@ def test_category_head_has_one_softmax_and_samples_lie_on_the_simplex():
     for arm, output in zip(module.arms, arms, strict=True):
         assert torch.allclose(output.log_qc.exp().sum(-1), torch.ones(N_CELLS), atol=1e-5)
         assert torch.allclose(output.c.sum(-1), torch.ones(N_CELLS), atol=1e-5)
-        hidden, log_qc = arm.encode(module.encoder_input(tensors["X"]), module._covariates(tensors))
+        hidden, log_qc = arm.encode(module.encoder_input(tensors["X"]), Covariates.of(tensors))
         assert torch.allclose(log_qc, torch.log_softmax(arm.category_head(hidden), -1))
 
 
@@ -99,7 +99,7 @@ def test_gumbel_samples_follow_the_probabilities():
 def test_state_noise_is_gaussian_and_depends_on_the_category():
     module, tensors = make_module(n_arms=1), minibatch()
     module.eval()
-    arm, covariates = module.arms[0], module._covariates(tensors)
+    arm, covariates = module.arms[0], Covariates.of(tensors)
     draws = torch.stack([arm(tensors["X"], covariates, temperature=1, hard=False, sample=False).s for _ in range(2000)])
     output = arm(tensors["X"], covariates, temperature=1, hard=False, sample=False)
     standardised = (draws - output.mean) / output.variance.sqrt()

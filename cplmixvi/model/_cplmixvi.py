@@ -37,13 +37,9 @@ from ._labels import LabelsField, registered_labels
 from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
 from ._query import QueryMixin
-from ._report import Report
 from ._selection import SelectionMixin
 from ._settings import check_positive, default_n_categories, settled
 from ._states import StatesMixin
-
-#: Cells that the check at the end of training looks at.
-_REPORT_CELLS = 5_000
 
 
 class CplMixVI(
@@ -375,13 +371,6 @@ class CplMixVI(
         if learns:
             shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
             self.train_augmenter(**{key: settings[key] for key in shared if key in settings})
-
-    def _report_of_some(self) -> Report | None:
-        """Report on a part of the cells, for speed; none without cells."""
-        if self.adata is None:
-            return None
-        n_obs = self.adata.n_obs
-        return self.report(indices=np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Refuse values that the model cannot read and put genes into the model's order before registering."""

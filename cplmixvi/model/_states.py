@@ -186,7 +186,7 @@ class StatesMixin:
         some = indices[np.linspace(0, len(indices) - 1, min(len(indices), MAX_COVARIATE_CELLS)).astype(int)]
         rows: dict[tuple, list] = {}
         for tensors in self._make_data_loader(adata=adata, indices=some):
-            given = self.module._covariates({key: value.to(self.module.device) for key, value in tensors.items()})
+            given = Covariates.of({key: value.to(self.module.device) for key, value in tensors.items()})
             for i in range(len(tensors[REGISTRY_KEYS.X_KEY])):
                 one = _row(given, i)
                 key = (
@@ -208,7 +208,7 @@ class StatesMixin:
         """Posterior of a minibatch."""
         tensors = {key: value.to(self.module.device) for key, value in tensors.items()}
         x = self.module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].float())
-        return infer_jointly(self.module, x, self.module._covariates(tensors))
+        return infer_jointly(self.module, x, Covariates.of(tensors))
 
     @torch.inference_mode()
     def align_arms(self, batches: Iterable[dict[str, torch.Tensor]] | None = None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from pyro.distributions import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
+from scvi import REGISTRY_KEYS
 from scvi.nn import FCLayers
 from torch import nn
 from torch.distributions import Distribution
@@ -33,6 +34,15 @@ class Covariates:
 
     categorical: tuple[torch.Tensor, ...] = ()
     continuous: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> Covariates:
+        """Take them from a minibatch."""
+        categorical = [tensors[REGISTRY_KEYS.BATCH_KEY]]
+        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
+            categorical += torch.split(tensors[REGISTRY_KEYS.CAT_COVS_KEY], 1, dim=1)
+        continuous = tensors.get(REGISTRY_KEYS.CONT_COVS_KEY)
+        return cls(tuple(code.long() for code in categorical), None if continuous is None else continuous.float())
 
 
 @dataclass(frozen=True)

@@ -176,19 +176,10 @@ class CplMixVAE(BaseModuleClass):
         # In place: a second matrix of this size would cost more than the logarithms.
         return (x * (depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0))).log1p_()
 
-    def _covariates(self, tensors: dict[str, torch.Tensor]) -> Covariates:
-        categorical = [tensors[REGISTRY_KEYS.BATCH_KEY]]
-        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
-            categorical += torch.split(tensors[REGISTRY_KEYS.CAT_COVS_KEY], 1, dim=1)
-        continuous = tensors.get(REGISTRY_KEYS.CONT_COVS_KEY)
-        return Covariates(
-            tuple(code.long() for code in categorical), None if continuous is None else continuous.float()
-        )
-
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], full_forward_pass: bool = False) -> dict:
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY].float(),
-            "covariates": self._covariates(tensors),
+            "covariates": Covariates.of(tensors),
             "copies": tensors.get(COPIES_KEY),
             "guide": tensors.get(GUIDE_KEY) if self.guided else None,
             "sample": full_forward_pass,
@@ -198,7 +189,7 @@ class CplMixVAE(BaseModuleClass):
         return {
             "arms": inference_outputs["arms"],
             "library": self._library(tensors, inference_outputs["views"]),
-            "covariates": self._covariates(tensors),
+            "covariates": Covariates.of(tensors),
         }
 
     def _library(self, tensors: dict[str, torch.Tensor], views: list[torch.Tensor]) -> list[torch.Tensor]:
