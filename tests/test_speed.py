@@ -63,6 +63,19 @@ def test_the_likelihood_of_counts_is_that_of_the_distribution():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
+def test_values_may_lie_in_memory_by_genes():
+    torch.manual_seed(0)
+    hidden, weight, bias, log_theta = (torch.randn(*size) for size in ((7, 4), (9, 4), (9,), (9,)))
+    x = torch.poisson(torch.full((7, 9), 3.0))
+    library = x.sum(1, keepdim=True)
+    weight.requires_grad_()
+    results = []
+    for values in (x, x.t().contiguous().t()):
+        score = counts_of.NegativeBinomialScore.apply(hidden, weight, bias, log_theta, library, values)
+        results.append((score.detach(), *torch.autograd.grad(score.sum(), weight)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_tables_give_what_gamma_functions_give():
     x, theta = counts(), torch.rand(N_GENES, dtype=torch.float64) * 3 + 1e-3
     x[3, 3] = 2 - 1e-9

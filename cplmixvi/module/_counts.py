@@ -122,6 +122,8 @@ class NegativeBinomialScore(torch.autograd.Function):
         x
             Counts, ``(n_cells, n_genes)``.
         """
+        # Minibatches of values that are stored by genes (CSC) lie in memory so.
+        x = x.contiguous()
         theta = log_theta.exp() + EPS
         terms, inverse, log_theta = gamma_terms(theta, x), theta.reciprocal(), theta.log()
         rho = product(hidden, weight, bias)
