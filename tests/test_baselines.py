@@ -11,6 +11,7 @@ from scvi import REGISTRY_KEYS
 
 import cplmixvi as cpl
 from cplmixvi.baselines import CascadeModule, CascadeVAE, JointModule, JointVAE, assign_categories
+from cplmixvi.module import Covariates
 
 
 def minibatch(n=12, n_genes=9):
@@ -108,7 +109,7 @@ class TestCascadeVAE:
     def test_the_category_is_the_one_that_reconstructs_best(self):
         module = module_of(CascadeModule, category_stage=0, congestion=0).eval()
         tensors = minibatch()
-        x, covariates = tensors[REGISTRY_KEYS.X_KEY], module._covariates(tensors)
+        x, covariates = tensors[REGISTRY_KEYS.X_KEY], Covariates.of(tensors)
         (arm,) = module.arms
         hidden, log_qc = arm.encode(x, covariates)
         errors = []
