@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cplmixvi.cli import _backed, _files
-from cplmixvi.cli._errors import InputError, one_line
+from cplmixvi.cli._errors import InputError, check_chosen, one_line
 from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
 
 if TYPE_CHECKING:
@@ -311,15 +311,6 @@ def select(adata: AnnData, n_top: int, *, layer: str | None, likelihood: str, ba
     var = adata.var.loc[genes, []].copy()
     # The same layer name as in IN, so that the saved model finds its values in IN again.
     return AnnData(chosen if layer is None else None, obs=obs, var=var, layers={layer: chosen} if layer else None)
-
-
-def check_chosen(adata: AnnData, empty: np.ndarray, genes: np.ndarray, likelihood: str) -> None:
-    """Raise InputError if cells, rows ``empty``, have no value in the selected genes, a mask ``(n_genes,)``."""
-    if empty.size and likelihood != "bernoulli" and not genes.all():
-        raise InputError(
-            f"{empty.size} cells ({str(adata.obs_names[empty[0]])!r}, ...) are zero in all {genes.sum():,} selected "
-            "genes; every cell needs a value; raise --hvg, or pass --hvg 0 for all genes."
-        )
 
 
 def write_back(

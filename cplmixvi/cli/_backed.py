@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cplmixvi.cli import _files
-from cplmixvi.cli._errors import InputError
+from cplmixvi.cli._errors import InputError, check_chosen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,6 @@ def select(path: Path, adata: AnnData, scratch: Path, n_top: int, likelihood: st
     from scipy import sparse
 
     from cplmixvi import pp
-    from cplmixvi.cli._annotate import check_chosen
     from cplmixvi.pp._values import iter_blocks
 
     with _files.readable(path, ValueError), h5py.File(path, "r") as file:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from anndata import AnnData
+
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -39,6 +42,15 @@ def is_message(error: BaseException) -> bool:
 def one_line(text: object) -> str:
     """``text`` with all line breaks and runs of blanks made single blanks."""
     return " ".join(str(text).split())
+
+
+def check_chosen(adata: AnnData, empty: np.ndarray, genes: np.ndarray, likelihood: str) -> None:
+    """Raise InputError if cells, rows ``empty``, have no value in the selected genes, a mask ``(n_genes,)``."""
+    if empty.size and likelihood != "bernoulli" and not genes.all():
+        raise InputError(
+            f"{empty.size} cells ({str(adata.obs_names[empty[0]])!r}, ...) are zero in all {genes.sum():,} selected "
+            "genes; every cell needs a value; raise --hvg, or pass --hvg 0 for all genes."
+        )
 
 
 @contextmanager
