@@ -16,7 +16,7 @@ from cplmixvi.train import _plan as plan
 def noise():
     """Counts of one type: genes differ in their mean and cells in their depth."""
     rng = np.random.default_rng(0)
-    rate = rng.gamma(2, 0.5, 100) * rng.lognormal(0, 0.3, (600, 1))
+    rate = rng.gamma(2, 0.5, 60) * rng.lognormal(0, 0.3, (300, 1))
     return ad.AnnData(rng.poisson(rate).astype(np.float32))
 
 
@@ -36,7 +36,7 @@ def model_of_noise(noise):
 
 @pytest.fixture(scope="module")
 def model_of_types(make_counts):
-    return trained(make_counts(n_obs=600, n_vars=60, n_types=4), 4, layer="counts")
+    return trained(make_counts(n_obs=300, n_vars=60, n_types=3), 3, layer="counts")
 
 
 def test_noise_has_no_types_and_certainty_says_so(model_of_noise, model_of_types):

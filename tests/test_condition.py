@@ -7,6 +7,7 @@ import torch
 
 import cplmixvi as cpl
 from cplmixvi.augment import AcrossLevels, CountThinning, Neighbours
+from cplmixvi.train import _plan as plan
 from cplmixvi.train._condition import MIN_SEPARATION, find_condition, two_levels
 from cplmixvi.train._views import fit_committee, no_batch
 
@@ -136,13 +137,23 @@ def test_the_levels_are_written_for_the_cells_they_are_of(treated, trained, tmp_
     assert np.array_equal(cpl.CplMixVI.load(tmp_path / "model", trained.adata).condition_, trained.condition_)
 
 
-def test_it_can_be_left_out_or_named(treated):
+def test_it_can_be_left_out_or_named(treated, monkeypatch):
+    looks = []
+
+    def look(module, batches, adopt):
+        looks.append(adopt is not None)
+        # Nothing after the look is of interest here, and fits take long.
+        raise InterruptedError("seen")
+
+    monkeypatch.setattr(plan, "fit_guide", look)
     adata = treated.copy()
     cpl.CplMixVI.setup_anndata(adata)
-    for augment, find in (("auto", False), ("across=treated+thin", True), (Neighbours(), True)):
+    cases = (("auto", True), ("auto", False), ("across=treated+thin", True), (Neighbours(), True))
+    for augment, find in cases:
         model = cpl.CplMixVI(adata, n_categories=5, n_hidden=8, n_arms=1, augment=augment)
-        model.train(max_epochs=1, enable_progress_bar=False, find_condition=find)
-        assert model.condition_ is None
+        with pytest.raises(InterruptedError, match="seen"):
+            model.train(max_epochs=1, enable_progress_bar=False, find_condition=find)
+    assert looks == [True, False, False, False]
 
 
 def test_levels_stand_for_a_column_of_obs(treated):
