@@ -89,7 +89,6 @@ class TestChoice:
     def test_communities_must_be_clearly_more_reproducible(self, monkeypatch, better, chosen):
         found = iter([0.5, 0.5, 0.5 + better, 0.5 + better])
         monkeypatch.setattr(_choice, "agreement", lambda *args: dict.fromkeys(("agreement", "ari"), next(found)))
-        monkeypatch.setattr(_choice, "fitter_for", lambda *args, **kwargs: None)
         monkeypatch.setattr(_choice, "views_of_halves", lambda *args: [])
         assert choose_start(torch.rand(300, 5), 30, on_counts=False) == chosen
 

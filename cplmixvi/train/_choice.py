@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ._halves import Encode, agreement, views_of_halves
-from ._views import FEW_CATEGORIES, fitter_for, no_batch, usual_dimensions
+from ._views import FEW_CATEGORIES, no_batch, usual_dimensions
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,7 @@ def choose_start(
         for index in range(N_SPLITS):
             labels = []
             for view in views_of_halves(x, batch, on_counts, encode, index, seed, dimensions):
-                generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + view.index)
-                few_moves = {"n_moves": 3} if start == "mixture" else {}
-                labels.append(view.labels(fitter_for(start, n_categories, generator=generator, **few_moves)))
+                labels.append(view.labels(view.fitter(start, n_categories, seed, n_moves=3)))
             found = agreement(labels, n_categories)
             agreements.append((found["agreement"] + found["ari"]) / 2)
         score[start] = float(np.mean(agreements))

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
 from ._em import MixtureEM
-from ._views import DIMENSIONS, SCALINGS, Projection, possible
+from ._views import DIMENSIONS, SCALINGS, Projection, fitter_for, possible
 
 #: Similarity (Jaccard index) of a category in two fits above which it is stable (Hennig 2007, Computational Statistics
 #: & Data Analysis 52:258).
@@ -41,6 +41,12 @@ class HalfView:
         known = None if known is None or not (known[self.seen] >= 0).any() else known[self.seen]
         fit = fitter.fit([z[self.seen] for z in self.points], known=known)
         return fitter.posterior(self.points, fit).argmax(1).numpy()
+
+    def fitter(self, start: str, n_categories: int, seed: int, n_moves: int) -> MixtureEM:
+        """What labels cells from ``start``, with randomness of this view's own; mixtures with few moves."""
+        generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + self.index)
+        few_moves = {"n_moves": n_moves} if start == "mixture" else {}
+        return fitter_for(start, n_categories, generator=generator, **few_moves)
 
 
 def views_of_halves(
@@ -86,8 +92,7 @@ def agreement(labels: Sequence[np.ndarray], k: int) -> dict[str, float]:
     """Compare all pairs of labellings, codes below ``k``, by the measures of `Selection`."""
     pairs = []
     for first, second in combinations(labels, 2):
-        both = np.bincount(first * k + second, minlength=k * k).reshape(k, k)
-        matched = linear_sum_assignment(-both)
+        both, matched = matched_table(first, second, k)
         similarity = _jaccard(both)
         pairs.append(
             (
@@ -99,6 +104,12 @@ def agreement(labels: Sequence[np.ndarray], k: int) -> dict[str, float]:
         )
     agreement, ari, similarity, n_stable = np.mean(pairs, axis=0).tolist()
     return dict(zip(COLUMNS, (agreement - 1 / k, agreement, ari, similarity, n_stable), strict=True))
+
+
+def matched_table(first: np.ndarray, second: np.ndarray, k: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Cross table of two labellings ``(k, k)``, and the entries of the one-to-one matching with most cells."""
+    both = np.bincount(first * k + second, minlength=k * k).reshape(k, k)
+    return both, linear_sum_assignment(-both)
 
 
 def _jaccard(both: np.ndarray) -> np.ndarray:

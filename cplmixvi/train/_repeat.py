@@ -13,15 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from scvi import REGISTRY_KEYS
 
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._guide import dense_values, half_encoder, known_categories
-from ._halves import views_of_halves
-from ._views import fitter_for, usual_dimensions
+from ._halves import matched_table, views_of_halves
+from ._views import usual_dimensions
 
 #: Pairs of halves.
 N_SPLITS = 3
@@ -70,10 +69,8 @@ class HalfFits:
         """
         same = np.zeros(n_categories)
         for labels in self.labels:
-            both = np.bincount(final * n_categories + labels, minlength=n_categories**2)
-            both = both.reshape(n_categories, n_categories)
-            rows, columns = linear_sum_assignment(-both)
-            same[rows] += both[rows, columns]
+            both, matched = matched_table(final, labels, n_categories)
+            same += both[matched]
         asked = len(self.labels) * np.bincount(final, minlength=n_categories)
         overall = same.sum() / asked.sum()
         return (same + _PRIOR_CELLS * overall) / (asked + _PRIOR_CELLS)
@@ -109,7 +106,6 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], st
         return None
     rows, values, codes, known = found
     encode = half_encoder(module)
-    options = {"n_moves": 5} if start == "mixture" else {}
     labels = []
     for index in range(N_SPLITS):
         for view in views_of_halves(
@@ -121,8 +117,7 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], st
             seed,
             usual_dimensions(start, n_categories),
         ):
-            generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + view.index)
-            labels.append(view.labels(fitter_for(start, n_categories, generator=generator, **options), known))
+            labels.append(view.labels(view.fitter(start, n_categories, seed, n_moves=5), known))
     return HalfFits(rows, np.stack(labels))
 
 
