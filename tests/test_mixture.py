@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
 from cplmixvi.train._em import Fit
-from cplmixvi.train._gaussian import inverse_root, mahalanobis2
+from cplmixvi.train._gaussian import inverse_root, mahalanobis2, moments
 from cplmixvi.train._mixture import SharedCovarianceMixture
 
 
@@ -171,6 +171,29 @@ def test_coordinates_that_are_constant_or_all_far_from_zero_fit():
 
 
 # ------------------------------------------------------------------ several views
+
+
+def test_what_cannot_get_above_a_bound_is_given_up_and_what_can_is_untouched():
+    x, _ = blobs(n=400, k=5, spread=3.0)
+    model = SharedCovarianceMixture(5)
+    start = model._seeded(x)
+    full = model.maximise([x], start, n_iterations=40, tolerance=0)
+    assert torch.equal(model.maximise([x], start, n_iterations=40, tolerance=0, above=-100).posterior, full.posterior)
+    seen = []
+    model._log_joint, log_joint = lambda *given: seen.append(1) or log_joint(*given), model._log_joint
+    given_up = model.maximise([x], start, n_iterations=40, tolerance=0, above=full.log_likelihood + 1)
+    assert given_up.log_likelihood < full.log_likelihood + 1 and len(seen) < 15
+
+
+@pytest.mark.parametrize("n", [900, 1_100])
+def test_moments_are_those_of_numpy_however_many_points(n):
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)) + 5
+    weight = torch.rand(n, 4, generator=torch.Generator().manual_seed(1))
+    mean, scatter = moments(x, weight)
+    for k in range(4):
+        cov = np.cov(x.T.double(), aweights=weight[:, k].double(), bias=True) * float(weight[:, k].double().sum())
+        np.testing.assert_allclose(mean[k], np.average(x.double(), axis=0, weights=weight[:, k].double()), rtol=1e-5)
+        np.testing.assert_allclose(scatter[k], cov, rtol=1e-4, atol=1e-3)
 
 
 def test_a_fits_posterior_is_what_the_fitter_says_of_the_points():

@@ -119,6 +119,7 @@ class MixtureEM:
         tolerance: float = 1e-4,
         shrinkage: float | None = None,
         known: torch.Tensor | None = None,
+        above: float = -math.inf,
     ) -> Fit:
         """Expectation maximisation from a posterior.
 
@@ -134,6 +135,10 @@ class MixtureEM:
             Instead of the fitter's own.
         known
             Component of the points where that is known and -1 elsewhere, ``(n,)``.
+        above
+            Stop as well when what the iterations left would gain, at the last one's pace, does not lead above this:
+            most moves of a search are seen to fail after a few. Flat posteriors, from which gains grow at first, are
+            given up too early.
         """
         shrinkage = self.shrinkage if shrinkage is None else shrinkage
         precision = [torch.ones_like(posterior)] * len(views)
@@ -157,7 +162,8 @@ class MixtureEM:
             log_likelihood = float((total if counts is None else total * counts[:, None]).double().mean()) + sum(
                 penalty for _, penalty in updates
             ) / len(views)
-            if iteration > 3 and log_likelihood - previous < tolerance:
+            gain, left = log_likelihood - previous, n_iterations - 1 - iteration
+            if (iteration > 3 and gain < tolerance) or (iteration > 1 and log_likelihood + left * gain < above):
                 break
             previous = log_likelihood
         return Fit(mixtures, weight, posterior, log_likelihood)

@@ -52,6 +52,9 @@ def moments(x: torch.Tensor, weighted: torch.Tensor) -> tuple[torch.Tensor, torc
     """Weighted means ``(K, d)`` and scatter about them ``(K, d, d)``, float64; rows of no weight are skipped."""
     mass = weighted.sum(0).double() + 1e-8
     mean = (weighted.T @ x).double() / mass[:, None]
+    if len(x) <= _FEW_POINTS:
+        points = x - mean.float()[:, None]
+        return mean, ((points.mT * weighted.T[:, None]) @ points).double()
     scatter = []
     for centre, weight in zip(mean.float(), weighted.T, strict=True):
         rows = (weight > 1e-4).nonzero().squeeze(1)

@@ -72,8 +72,11 @@ class SharedCovarianceMixture(MixtureEM):
             rows = some_rows(n, n_search, known, generator=self.generator)
         some, of_some = [view[rows] for view in views], None if known is None else known[rows]
         begun = self._starts(some, of_some) if starts is None else [start[rows] for start in starts]
-        found = [self.maximise(some, start, n_iterations=30, known=of_some) for start in begun]
-        found = sorted(found, key=lambda fit: fit.log_likelihood)[-_BEST:]
+        found: list[Fit] = []
+        for start in begun:
+            worst = found[0].log_likelihood if len(found) == _BEST else -math.inf
+            found.append(self.maximise(some, start, n_iterations=30, known=of_some, above=worst))
+            found = sorted(found, key=lambda fit: fit.log_likelihood)[-_BEST:]
         # Moves change one pair at a time, which does not lead out of every optimum: so from several, and on from the
         # best of what they reach.
         few = self.n_moves // (_BEST + 1)
@@ -132,8 +135,9 @@ class SharedCovarianceMixture(MixtureEM):
                 share = posterior[rows, cut]
                 posterior[rows, gone] = share * halves[:, 1]
                 posterior[rows, cut] = share * halves[:, 0]
-                moved = self.maximise(views, posterior, n_iterations=15, known=known)
-                if moved.log_likelihood > fit.log_likelihood + 1e-4:
+                better = fit.log_likelihood + 1e-4
+                moved = self.maximise(views, posterior, n_iterations=15, known=known, above=better)
+                if moved.log_likelihood > better:
                     fit, improved = moved, True
                     tried.clear()
                     break
