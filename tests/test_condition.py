@@ -8,6 +8,7 @@ import torch
 import cplmixvi as cpl
 from cplmixvi.augment import AcrossLevels, CountThinning, Neighbours
 from cplmixvi.train import _plan as plan
+from cplmixvi.train import _views
 from cplmixvi.train._condition import MIN_SEPARATION, find_condition, two_levels
 from cplmixvi.train._views import fit_committee, no_batch
 
@@ -102,11 +103,12 @@ def test_one_category_with_few_cells_and_no_variation():
     assert levels.separation < MIN_SEPARATION
 
 
-def test_a_committee_finds_the_treatment_and_nothing_without_it(treated):
+def test_a_committee_finds_the_treatment_and_nothing_without_it(treated, monkeypatch):
+    monkeypatch.setitem(_views.MEMBERS, "mixture", 5)
     for name, expected in (("all", True), ("yes", False)):
         some = treated if name == "all" else treated[treated.obs["treated"] == name]
         x = torch.from_numpy(np.asarray(cpl.pp.log_normalize(some.X), dtype=np.float32))
-        committee = fit_committee(x, 5, no_batch(x), scalings=(0.5,), seed=0)
+        committee = fit_committee(x, 5, no_batch(x), seed=0)
         condition = find_condition(x, no_batch(x), committee)
         assert (condition is not None) is expected
         if expected:

@@ -38,20 +38,18 @@ def test_views_find_the_types_and_members_use_the_same_names(cells, guide):
     assert torch.allclose(posterior.sum(1), torch.ones(400), atol=1e-4)
     assert posterior.min() >= 0
     assert cpl.metrics.ari(adata.obs["type"], posterior.argmax(1)) > 0.9
-    # Two scalings, two numbers of dimensions each, and three members per scaling.
-    assert len(guide.answer.projections) == 2
-    assert [view.dimension for view in guide.answer.views] == [4, 8, 4, 8]
-    assert len(guide.committee) == 2 * MEMBERS["mixture"]
+    assert [view.dimension for view in guide.answer.views] == [4, 8]
+    assert len(guide.committee) == MEMBERS["mixture"]
     opinions = guide.opinions(x)
-    assert opinions.shape == (1 + 2 * MEMBERS["mixture"], 400, 4)
+    assert opinions.shape == (1 + MEMBERS["mixture"], 400, 4)
     for labels in opinions.argmax(-1):
         assert (labels == posterior.argmax(1)).float().mean() > 0.9
 
 
 def test_members_see_views_of_their_own(guide):
     seen = [[view.dimension for view in member.views] for member in guide.committee]
-    assert seen == [[4], [8]] * MEMBERS["mixture"]
-    scales = [member.projections[0].scale for member in guide.committee[:3]]
+    assert seen == [[4], [8]] * (MEMBERS["mixture"] // 2)
+    scales = [member.projection.scale for member in guide.committee[:3]]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not torch.allclose(scales[one], scales[other], rtol=1e-2)
 
@@ -79,11 +77,11 @@ def test_a_member_that_disagrees_takes_its_share(cells, guide):
 def test_an_opinion_is_the_posterior_of_its_fit(cells):
     _, x = cells
     batch = torch.zeros(len(x), dtype=torch.long)
-    projections = [Projection(x, batch, 6, scaling) for scaling in (0.0, 1.0)]
-    points = [projections[0](x, batch)[:, :3], projections[0](x, batch), projections[1](x, batch)[:, :3]]
+    projection = Projection(x, batch, 6, 0.5)
+    points = [projection(x, batch)[:, :3], projection(x, batch)]
     fitter = SharedCovarianceMixture(4)
     found = fitter.fit(points)
-    opinion = Opinion(projections, [0, 0, 1], found, fitter.dof)
+    opinion = Opinion(projection, found, fitter.dof)
     assert torch.allclose(opinion(x, batch), fitter.posterior(points, found), atol=1e-4)
     opinion.order = torch.tensor([2, 0, 3, 1])
     assert torch.allclose(opinion(x, batch), fitter.posterior(points, found)[:, [2, 0, 3, 1]], atol=1e-4)

@@ -139,7 +139,7 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
 
 def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading coordinates of cells in a member's projection, and their categories."""
-    return member.projections[0](x, batch)[:, :MAX_DIMENSIONS], member(x, batch).argmax(1)
+    return member.projection(x, batch)[:, :MAX_DIMENSIONS], member(x, batch).argmax(1)
 
 
 def two_levels(z: torch.Tensor, category: torch.Tensor, n_categories: int) -> Levels:

@@ -27,7 +27,7 @@ def follow_guide(
 ) -> None:
     r"""Fit every arm's linear path to the guide, as a multinomial logistic regression.
 
-    Arm ``a`` gets the coordinates of the guide's projection ``a`` and the weights that maximise
+    Arm ``a`` gets the coordinates of the guide's projection and the weights that maximise
     :math:`\sum_n\sum_k R_{nk}\log q(k\mid x_n^{(a)})` for one copy of each cell, so that probabilities have the
     certainty that copies allow. The rest of the arm's category head starts at zero.
 
@@ -42,9 +42,8 @@ def follow_guide(
     max_cells
         Stop reading here.
     """
-    projections = answers.guide.answer.projections
-    for index, arm in enumerate(module.arms):
-        projection = projections[index % len(projections)]
+    projection = answers.guide.answer.projection
+    for arm in module.arms:
         arm.path.follow(projection.mean, projection.scale, projection.axes, CLIP)
     coordinates, said, n_cells = [[] for _ in module.arms], [], 0
     for tensors in batches:

@@ -14,7 +14,7 @@ from ._choice import choose_start, n_cells_to_choose
 from ._condition import Condition, find_condition
 from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
-from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views, usual_scalings
+from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
 MAX_CELLS = 20_000
@@ -53,14 +53,14 @@ def fit_guide(
 ) -> ViewConsensus:
     """Fit an answer to all views of the training cells, and a committee that votes on its certainty.
 
-    The answer is one mixture over several views at once: one projection of the data per arm, in several numbers of
-    dimensions each. Every member of the committee is fitted to some of the cells and to views of its own. See
+    The answer is one mixture over several views at once: one projection of the data in several numbers of dimensions.
+    Every member of the committee is fitted to some of the cells and to views of its own. See
     :func:`~cplmixvi.train._views.fit_views`.
 
     Parameters
     ----------
     module
-        The arms: their number, their categories and labels, and what their encoders read.
+        The arms: their categories and labels, and what their encoders read.
     batches
         Minibatches of the training cells, in random order.
     max_cells
@@ -92,8 +92,7 @@ def fit_guide(
             raw, module.n_categories, on_counts=module.on_counts, encode=half_encoder(module), batch=codes, seed=seed
         )
     del raw
-    scalings = usual_scalings(start, module.n_arms)
-    options = {"known": known, "start": start, "scalings": scalings, "seed": seed}
+    options = {"known": known, "start": start, "seed": seed}
     committee = fit_committee(values, module.n_categories, codes, **options)
     condition = None if adopt is None else find_condition(values, codes, committee)
     if condition is not None:

@@ -27,18 +27,16 @@ def guide_of(state: dict[str, list]) -> ViewConsensus:
 
 def _opinion_state(opinion: Opinion) -> dict[str, object]:
     return {
-        "projections": [dict(projection.named_buffers()) for projection in opinion.projections],
+        "projection": dict(opinion.projection.named_buffers()),
         "views": [{"dof": view.dof, "buffers": dict(view.named_buffers())} for view in opinion.views],
-        "source": list(opinion.source),
         "buffers": {"log_weight": opinion.log_weight, "order": opinion.order},
     }
 
 
 def _opinion_of(state: dict) -> Opinion:
     opinion = _without_fit(Opinion, state["buffers"])
-    opinion.projections = nn.ModuleList(_without_fit(Projection, buffers) for buffers in state["projections"])
+    opinion.projection = _without_fit(Projection, state["projection"])
     opinion.views = nn.ModuleList(_view_of(view["buffers"], view["dof"]) for view in state["views"])
-    opinion.source = [int(index) for index in state["source"]]
     return opinion
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ._em import MixtureEM
 from ._halves import COLUMNS, Encode, HalfView, agreement, views_of_halves
-from ._views import SCALINGS, fitter_for, no_batch, usual_dimensions, usual_scalings
+from ._views import fitter_for, no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
 N_SPLITS = 4
@@ -102,7 +102,7 @@ def select_n_categories(
     """
     x = torch.as_tensor(values[: MAX_CELLS[start]], dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch[: MAX_CELLS[start]]
-    looks = usual_dimensions(start, smallest), usual_scalings(start, len(SCALINGS))
+    looks = usual_dimensions(start, smallest), usual_scalings(start)
     views = [
         view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed, *looks)
     ]

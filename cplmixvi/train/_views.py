@@ -1,14 +1,14 @@
 """Where the arms start: one labelling on which several views of the data agree.
 
-A view is the cells in a few leading principal components of their standardised log values; views differ in how genes
-are standardised and in how many components they keep. No view is right alone: the likeliest mixture in one number of
-dimensions may follow a handful of genes that another number ignores. So
+A view is the cells in a few leading principal components of their standardised log values; views differ in how many
+components they keep. No view is right alone: the likeliest mixture in one number of dimensions may follow a handful of
+genes that another number ignores. So
 :class:`~cplmixvi.train._mixture.SharedCovarianceMixture` is fitted to several at once.
 
 That answer is over-confident: it says how certain a cell is, given the categories, and not whether other cells would
-have led to the same categories. So a committee is fitted as well: each member sees a part of the cells and views of its
-own, starts anew, and votes. The guide is the mean of the answer and of its committee. All of it is a function of a
-cell's values, so that it can be evaluated on the device for any minibatch.
+have led to the same categories. So a committee is fitted as well: each member sees a part of the cells, standardises
+genes in a way of its own, starts anew, and votes. The guide is the mean of the answer and of its committee. All of it
+is a function of a cell's values, so that it can be evaluated on the device for any minibatch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from ._mixture import SharedCovarianceMixture
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
 CLIP = 10.0
 DIMENSIONS = (10, 15, 20, 25)
-#: How much of the usual standard deviation, rather than its own, a gene is divided by; one entry per arm, in turn.
+#: How much of the usual standard deviation, rather than its own, a gene is divided by: the first in the answer, and all
+#: by the members of its committee in turn.
 SCALINGS = (0.5, 0.0, 1.0)
-#: Members of the committee for every projection of the answer, by where they start; share of the cells that each sees;
-#: and at most so many, altogether and per category.
-MEMBERS = {"mixture": 5, "graph": 3, "images": 3}
+#: Members of the committee, by where they start; share of the cells that each sees; and at most so many, altogether and
+#: per category.
+MEMBERS = {"mixture": 10, "graph": 6, "images": 3}
 MEMBER_SHARE = 0.8
 MEMBER_CELLS = {"mixture": 4_000, "graph": 4_000, "images": 8_000}
 MEMBER_CELLS_PER_CATEGORY = {"mixture": 40, "graph": 100, "images": 100}
@@ -118,19 +119,17 @@ class Opinion(nn.Module):
 
     Parameters
     ----------
-    projections
-        The projections that the views are coordinates of.
-    source
-        Index of each view's projection.
+    projection
+        The projection whose leading coordinates the views are.
     fit
         Fitted mixtures, one per view.
     dof
         Degrees of freedom.
     """
 
-    def __init__(self, projections: Sequence[Projection], source: Sequence[int], fit: Fit, dof: float):
+    def __init__(self, projection: Projection, fit: Fit, dof: float):
         super().__init__()
-        self.projections, self.source = nn.ModuleList(projections), list(source)
+        self.projection = projection
         self.views = nn.ModuleList(View(mixture, dof) for mixture in fit.mixtures)
         self.register_buffer("log_weight", fit.weight.log())
         #: Position of the fit's category that is each category here.
@@ -138,9 +137,9 @@ class Opinion(nn.Module):
 
     def forward(self, log_values: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Probabilities ``(n_cells, K)``."""
-        coordinates = [projection(log_values, batch) for projection in self.projections]
-        log_t = [view(coordinates[index]) for index, view in zip(self.source, self.views, strict=True)]
-        return torch.softmax(self.log_weight + torch.stack(log_t).mean(0), dim=-1)[:, self.order]
+        coordinates = self.projection(log_values, batch)
+        log_t = torch.stack([view(coordinates) for view in self.views]).mean(0)
+        return torch.softmax(self.log_weight + log_t, dim=-1)[:, self.order]
 
 
 class ViewConsensus(nn.Module):
@@ -182,7 +181,6 @@ def fit_views(
     batch: torch.Tensor | None = None,
     known: torch.Tensor | None = None,
     start: str = "mixture",
-    scalings: Sequence[float | None] | None = None,
     dimensions: Sequence[int] | None = None,
     seed: int = 0,
     committee: Sequence[Opinion] | None = None,
@@ -205,10 +203,8 @@ def fit_views(
         ``"mixture"``: the likeliest start (:class:`~cplmixvi.train._mixture.SharedCovarianceMixture`); ``"graph"``:
         communities of a neighbour graph (:class:`~cplmixvi.train._graph.GraphMixture`); ``"images"``: communities, each
         with a covariance of its own, of pixels as they are.
-    scalings
-        One projection of the answer each, see :class:`Projection`; see :func:`usual_scalings` if `None`.
     dimensions
-        Views per projection, by their number of coordinates; see :func:`usual_dimensions` if `None`.
+        Views of the answer, by their number of coordinates; see :func:`usual_dimensions` if `None`.
     seed
         Source of all randomness.
     committee
@@ -225,23 +221,21 @@ def fit_views(
     if known is not None and not (known >= 0).any():
         known = None
     dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
-    scalings = usual_scalings(start, 2) if scalings is None else scalings
     if committee is None:
         options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
-        committee = fit_committee(x, n_categories, batch, scalings=scalings, seed=seed, **options)
+        committee = fit_committee(x, n_categories, batch, seed=seed, **options)
     votes = [member(x, batch) for member in committee]
     dimensions = possible(dimensions, len(x), x.shape[1])
-    projections = [Projection(x, batch, max(dimensions), scaling) for scaling in scalings]
+    projection = Projection(x, batch, max(dimensions), usual_scalings(start)[0])
     fitter = fitter_for(start, n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
-    source = [index for index in range(len(projections)) for _ in dimensions]
-    points = [projection(x, batch)[:, :d] for projection in projections for d in dimensions]
-    fit = fitter.fit(points, starts=votes, known=known)
+    z = projection(x, batch)
+    fit = fitter.fit([z[:, :d] for d in dimensions], starts=votes, known=known)
     # Categories of labels are the same everywhere: only the others need partners.
     others = np.setdiff1d(np.arange(n_categories), [] if known is None else known.numpy())
     for member, vote in zip(committee, votes, strict=True):
         member.order = torch.arange(n_categories)
         member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])[0]])
-    return ViewConsensus(Opinion(projections, source, fit, fitter.dof), committee, start)
+    return ViewConsensus(Opinion(projection, fit, fitter.dof), committee, start)
 
 
 def fit_committee(
@@ -250,14 +244,12 @@ def fit_committee(
     batch: torch.Tensor,
     *,
     start: str = "mixture",
-    scalings: Sequence[float | None] | None = None,
     **member_options,
 ) -> list[Opinion]:
     """Fit the members of a committee, see :func:`fit_member`."""
-    scalings = usual_scalings(start, 2) if scalings is None else scalings
     return [
         fit_member(x, n_categories, batch, index=index, start=start, **member_options)
-        for index in range(MEMBERS[start] * len(scalings))
+        for index in range(MEMBERS[start])
     ]
 
 
@@ -307,13 +299,13 @@ def fit_member(
     rows = some_rows(n, n_seen, known, generator=generator)
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
-    scalings = usual_scalings(start, len(SCALINGS))
+    scalings = usual_scalings(start)
     projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)])
     few_moves = {"n_moves": 5} if start == "mixture" else {}
     fitter = fitter_for(start, n_categories, generator=generator, **{**few_moves, **mixture_options})
     z = projection(x[rows], batch[rows])
     fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
-    return Opinion([projection], [0] * len(some), fit, fitter.dof)
+    return Opinion(projection, fit, fitter.dof)
 
 
 def fitter_for(start: str, n_categories: int, **options) -> MixtureEM:
@@ -333,9 +325,9 @@ def usual_dimensions(start: str, n_categories: int) -> tuple[int, ...]:
     return tuple(round(factor * d) for d in DIMENSIONS)
 
 
-def usual_scalings(start: str, n_projections: int) -> list[float | None]:
-    """How genes are scaled in each of the projections of an answer, see :class:`Projection`; images need one only."""
-    return [None] if start == "images" else [SCALINGS[index % len(SCALINGS)] for index in range(n_projections)]
+def usual_scalings(start: str) -> list[float | None]:
+    """How genes are scaled in different projections, see :class:`Projection`; images need one only."""
+    return [None] if start == "images" else list(SCALINGS)
 
 
 def matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarray, float]:
@@ -364,9 +356,15 @@ def _batch_means(x: torch.Tensor, batch: torch.Tensor, n_batches: int) -> torch.
 
 def _scale(x: torch.Tensor, scaling: float) -> torch.Tensor:
     """Scale of every gene, see :class:`Projection`, ``(n_genes,)``."""
-    own = np.log(x.std(0, unbiased=False).clamp_min(1e-6).numpy())
-    order = np.argsort(x.mean(0).numpy(), kind="stable")
-    width = 2 * max(len(own) // 20, 1) + 1
-    usual = np.empty_like(own)
-    usual[order] = gaussian_filter1d(median_filter(own[order], width, mode="nearest"), width / 7)
-    return torch.from_numpy(np.exp((1 - scaling) * own + scaling * usual)).float()
+    deviation, average = x.std(0, unbiased=False).numpy(), x.mean(0).numpy()
+    scale = np.ones_like(deviation)
+    # A gene that does not vary says nothing, and nothing of what is usual among its neighbours.
+    varies = deviation > 1e-6
+    if varies.any():
+        own = np.log(deviation[varies])
+        order = np.argsort(average[varies], kind="stable")
+        width = 2 * max(len(own) // 20, 1) + 1
+        usual = np.empty_like(own)
+        usual[order] = gaussian_filter1d(median_filter(own[order], width, mode="nearest"), width / 7)
+        scale[varies] = np.exp((1 - scaling) * own + scaling * usual)
+    return torch.from_numpy(scale).float()
