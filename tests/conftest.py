@@ -32,6 +32,16 @@ def _close_figures():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture(scope="module")
+def small_committee():
+    """Three members in place of ten, for tests that ask what is done with a guide and not how good it is."""
+    from cplmixvi.train import _views
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_views.MEMBERS, "mixture", 3)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of prepared data sets; skips without it, unless CPLMIXVI_REQUIRE_DATA=1 says it must be there."""

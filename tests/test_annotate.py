@@ -9,6 +9,8 @@ import scvi
 
 import cplmixvi as cpl
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 @pytest.fixture(scope="module")
 def fitted(make_counts):

@@ -25,6 +25,8 @@ from cplmixvi.train import _guide
 from cplmixvi.train._guide_state import guide_of, guide_state
 from cplmixvi.train._views import fit_views
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 QUIET = {"enable_progress_bar": False}
 #: Without a guide, which takes most of the time of a fit as short as these.
 FAST = {**QUIET, "warm_start": False}

@@ -20,6 +20,8 @@ import cplmixvi
 from cplmixvi import baselines
 from cplmixvi.cli import _annotate, _errors, _files, main
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 FAST = ["--n-categories", "3", "--max-epochs", "2", "--accelerator", "cpu"]
 
 

@@ -10,6 +10,8 @@ import pytest
 import cplmixvi as cpl
 from cplmixvi.cli import main
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 def call(*arguments):
     """Exit status, stdout and stderr of the command line, run in this process."""

@@ -13,6 +13,8 @@ import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.train import _loader
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 @pytest.fixture
 def on_disk(make_counts, tmp_path):

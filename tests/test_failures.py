@@ -14,7 +14,10 @@ import cplmixvi as cpl
 from cplmixvi.train import CplMixPlan, CplMixSplitter, _guide, _plan
 
 #: Trainings as short as these are.
-pytestmark = pytest.mark.filterwarnings("ignore:Probabilities are almost flat:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("small_committee"),
+    pytest.mark.filterwarnings("ignore:Probabilities are almost flat:UserWarning"),
+]
 QUIET = {"enable_progress_bar": False}
 
 

@@ -7,6 +7,8 @@ import scipy.sparse as sp
 
 import cplmixvi as cpl
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 def fit(adata, *, layer=None, epochs=1, train=None, **options):
     cpl.CplMixVI.setup_anndata(adata, layer=layer)

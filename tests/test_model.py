@@ -8,6 +8,8 @@ import torch
 
 import cplmixvi as cpl
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 TYPES = 3
 
 

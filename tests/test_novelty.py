@@ -8,6 +8,8 @@ from sklearn.metrics import roc_auc_score
 import cplmixvi as cpl
 from cplmixvi.model import _novelty
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 @pytest.fixture(scope="module")
 def left_out(make_counts):

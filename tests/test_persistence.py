@@ -20,6 +20,8 @@ import cplmixvi as cpl
 from cplmixvi import io, pp
 from cplmixvi.model._devices import resolve_device
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 WEIGHTS, META = "weights.safetensors", "model.json"
 
 

@@ -10,7 +10,10 @@ from lightning.pytorch.callbacks import Callback
 import cplmixvi as cpl
 
 QUIET = {"enable_progress_bar": False}
-pytestmark = pytest.mark.filterwarnings("ignore:(Probabilities are almost flat|The arms agree):UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("small_committee"),
+    pytest.mark.filterwarnings("ignore:(Probabilities are almost flat|The arms agree):UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import cplmixvi as cpl
 from cplmixvi.model._selection import SelectionMixin
 from cplmixvi.train import Selection
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 COLUMNS = {"n_categories", "score", "agreement", "ari", "similarity", "n_stable"}
 
 

@@ -10,6 +10,8 @@ import cplmixvi as cpl
 from cplmixvi.train import _halves, _selection
 from cplmixvi.train._selection import select_n_categories
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 def encode(half):
     return torch.log1p(half * (1_000 / half.sum(1, keepdim=True).clamp_min(1)))

@@ -10,6 +10,8 @@ import scvi
 import cplmixvi as cpl
 from cplmixvi.tl import _stability
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 N_OBS = 160
 
 
