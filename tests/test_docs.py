@@ -95,6 +95,13 @@ def test_notebooks_were_run_from_top_to_bottom_without_an_error(notebook):
     assert notebook.stat().st_size < 1_000_000
 
 
+def test_every_notebook_is_listed_twice_in_the_page_of_tutorials():
+    # In the table and in the table of contents.
+    assert len(NOTEBOOKS) >= 6
+    listed = re.findall(r"tutorials/(\w+)", text("docs/tutorials.md"))
+    assert sorted(listed) == sorted(2 * [notebook.stem for notebook in NOTEBOOKS])
+
+
 def test_drawing_of_the_rooms_is_that_of_the_imports():
     drawn, alone = {}, ("_constants", "_processes")
     for line in text("docs/contributing.md").splitlines():
