@@ -39,6 +39,9 @@ class PersistenceMixin:
     training_: dict[str, object] | None = None
     #: Number of batches whose weights stay as they are; `None` but for models of :meth:`load_query_data`.
     n_reference_batches_: int | None = None
+    #: What the model was before it learned new batches: records like ``training_``, the latest first; see
+    #: :meth:`load_query_data`. `None` but for its models, an entry is `None` where nothing was recorded.
+    references_: list[dict[str, object] | None] | None = None
     #: Whether scvi-tools may be saving a checkpoint, which it reads back in a way of its own.
     _is_fitting = False
 
@@ -311,6 +314,7 @@ class PersistenceMixin:
                 "categories": list(self.category_names),
                 "trained": self.is_trained_,
                 "training": self.training_,
+                "references": self.references_ or [],
                 "versions": _versions() if self.training_ is None else self.training_["versions"],
             }
         )

@@ -93,6 +93,7 @@ class QueryMixin:
         n_known = len(known_batches(registry))
         saved.weights = with_new_batches(saved.weights, model.module, n_known)
         take_over(model, saved)
+        model.references_ = [model.training_, *(model.references_ or [])]
         # What is said of the reference's cells one by one.
         for name in ("condition_", "history_", "train_indices_", "validation_indices_", "test_indices_", "training_"):
             setattr(model, name, None)
