@@ -57,7 +57,8 @@ def test_reference_lists_the_top_level():
 
 def test_files_name_one_version_and_the_changelog_has_it():
     version = tomllib.loads(text("pyproject.toml"))["project"]["version"]
-    assert re.search(r"^version: (.*)$", text("CITATION.cff"), flags=re.MULTILINE)[1] == version
+    for file in ("CITATION.cff", ".github/scverse/meta.yaml"):
+        assert re.search(r"^version: (.*)$", text(file), flags=re.MULTILINE)[1] == version
     headings = re.findall(r"^## \[(.*?)\](?: - (.*))?$", text("CHANGELOG.md"), flags=re.MULTILINE)
     assert headings[0] == ("Unreleased", "")
     latest, released = headings[1]
