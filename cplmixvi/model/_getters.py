@@ -110,6 +110,12 @@ class GettersMixin:
         ------
         ValueError
             If ``top_k`` is not a whole number of at least 1.
+
+        Examples
+        --------
+        >>> posterior = model.get_posterior()
+        >>> posterior.proba.shape == (adata.n_obs, 3)
+        True
         """
         if top_k is not None and not (pp.is_whole(top_k) and top_k >= 1):
             raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1, or None for all probabilities.")
@@ -189,6 +195,12 @@ class GettersMixin:
         Returns
         -------
         Consensus
+
+        Examples
+        --------
+        >>> consensus = model.get_consensus()
+        >>> consensus.matrix.shape
+        (3, 3)
         """
         posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         return Consensus.from_labels(posterior.labels, posterior.category, self.n_categories, self.category_names)

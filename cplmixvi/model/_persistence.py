@@ -210,6 +210,10 @@ class PersistenceMixin:
         -------
         CplMixVI
             In evaluation mode, on the same device.
+
+        Examples
+        --------
+        >>> labels = model.without_cells().predict(adata)
         """
         saved = self._as_saved(with_anndata=False)
         saved.weights = {name: value.detach().clone() for name, value in saved.weights.items()}
@@ -249,12 +253,21 @@ class PersistenceMixin:
         ------
         ModelFileError
             See :meth:`load`.
+
+        Examples
+        --------
+        >>> model.save("model", overwrite=True)
+        >>> cplmixvi.CplMixVI.load_registry("model")["model_name"]
+        'CplMixVI'
+        >>> cplmixvi.CplMixVI.view_setup_args("model")
+        Setup via `CplMixVI.setup_anndata` with arguments:
+        ...
         """
         return part(io.read_files(Path(dir_path), prefix or ""), "registry")
 
     @staticmethod
     def view_setup_args(dir_path: str, prefix: str | None = None) -> None:
-        """Show the arguments of :meth:`setup_anndata` that a saved model was made with; see :meth:`load`."""
+        """Show the arguments of :meth:`setup_anndata` that a saved model was made with; see :meth:`load_registry`."""
         # scvi-tools uses this module without importing it.
         import_module("rich.pretty")
         AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path, prefix))
@@ -303,6 +316,11 @@ class PersistenceMixin:
         -------
         str
             Markdown, as :meth:`save` writes to ``model_card.md``.
+
+        Examples
+        --------
+        >>> print(model.card().splitlines()[2])
+        ## Trained on
         """
         given = {**self.init_params_["non_kwargs"], **self.init_params_["kwargs"].get("module_kwargs", {})}
         settings = {**given, "n_categories": self.n_categories}

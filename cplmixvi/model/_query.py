@@ -70,9 +70,13 @@ class QueryMixin:
 
         Examples
         --------
-        >>> query = CplMixVI.load_query_data(adata, model)
-        >>> query.train()
-        >>> cplmixvi.tl.annotate(adata, query)
+        >>> cplmixvi.CplMixVI.setup_anndata(adata, batch_key="batch")
+        >>> model = cplmixvi.CplMixVI(adata, n_categories=3)
+        >>> model.train()
+        >>> new.obs["batch"] = "tuesday"
+        >>> query = cplmixvi.CplMixVI.load_query_data(new, model)
+        >>> query.train(max_epochs=100)
+        >>> cplmixvi.tl.annotate(new, query)
         """
         target = resolve_device(accelerator, device)
         if isinstance(reference_model, str | Path):

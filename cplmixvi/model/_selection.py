@@ -67,6 +67,12 @@ class SelectionMixin:
         -----
         UserWarning
             If halves of the data hardly agree, whatever the number.
+
+        Examples
+        --------
+        >>> selection = model.select_n_categories([2, 3, 4])
+        >>> selection.n_categories in (2, 3, 4)
+        True
         """
         if self.adata is None:
             raise ValueError(

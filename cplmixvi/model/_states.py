@@ -150,6 +150,12 @@ class StatesMixin:
         ------
         ValueError
             If the category is not one of the model's, or the states have another number of dimensions.
+
+        Examples
+        --------
+        >>> decoded = model.decode_state(np.zeros((1, 2)), model.category_names[0])
+        >>> decoded.expression.shape == (1, adata.n_vars)
+        True
         """
         self._check_if_trained(warn=False)
         state = torch.as_tensor(np.asarray(state), dtype=torch.float32, device=self.module.device)
@@ -218,6 +224,10 @@ class StatesMixin:
         ----------
         batches
             Minibatches of cells to find them on; at most 20,000 of the cells that were trained on if `None`.
+
+        Examples
+        --------
+        >>> model.align_arms()
         """
         if batches is None:
             some = self.train_indices
