@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 _NOT_RECORDED = "Trained; what on was not recorded."
 
 
-def card_text(card: Mapping[str, object]) -> str:
+def card_text(card: Mapping[str, Any]) -> str:
     """Page in Markdown.
 
     Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, defaultdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ LONG = 16
 _KINDS = "biuf"
 
 
-def encode(value: object, where: str, arrays: dict[str, np.ndarray]) -> object:
+def encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> object:
     """Turn a value into what JSON can hold; numbers in arrays are put into ``arrays`` instead.
 
     Parameters
@@ -163,7 +164,7 @@ def decode(value: object, arrays: dict[str, np.ndarray]) -> object:
         raise ModelFileError(f"A value is damaged ({type(error).__name__}: {error}); save the model again.") from error
 
 
-def _decode(value: object, arrays: dict[str, np.ndarray]) -> object:
+def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_decode(item, arrays) for item in value]
     if not isinstance(value, dict):

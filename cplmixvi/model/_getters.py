@@ -11,13 +11,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi import pp
 from cplmixvi.module import mean_over_arms
 
 from ._consensus import Consensus
 from ._labels import category_names, registered_labels
+from ._mixin import Mixin
 from ._report import Report
 
 #: Cells that the check at the end of training looks at.
@@ -55,10 +55,8 @@ class Posterior:
     combined_variance: np.ndarray
 
 
-class GettersMixin:
+class GettersMixin(Mixin):
     """Getters that no scvi-tools mixin has."""
-
-    module: BaseModuleClass
 
     @property
     def label_names(self) -> list[str]:

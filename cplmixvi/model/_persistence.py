@@ -16,7 +16,6 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi import io, pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, LEGACY_MODEL_FILE, LOG_LIKELIHOODS
@@ -24,6 +23,7 @@ from cplmixvi.module import train_new_batches_only
 
 from ._devices import resolve_device
 from ._genes import check_same_genes
+from ._mixin import Mixin
 from ._report import Report
 from ._saved import is_kept, part, take_over
 
@@ -31,10 +31,9 @@ from ._saved import is_kept, part, take_over
 PACKAGES = ("cplmixvi", "scvi-tools", "torch", "anndata", "numpy")
 
 
-class PersistenceMixin:
+class PersistenceMixin(Mixin):
     """Writes a model as safetensors and JSON, and reads it without running anything that is in the files."""
 
-    module: BaseModuleClass
     #: What the model was trained on, how and with what success; kept with the model when it is saved.
     training_: dict[str, object] | None = None
     #: Number of batches whose weights stay as they are; `None` but for models of :meth:`load_query_data`.

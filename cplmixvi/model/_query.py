@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi.module import find_shift, train_new_batches_only, with_new_batches
 
 from ._covariates import check_known, known_batches
 from ._devices import resolve_device
 from ._genes import check_same_genes
+from ._mixin import Mixin
 from ._saved import part, take_over
 
 #: Cells of a new batch that its shift is found in, at most, and how often.
@@ -21,10 +21,8 @@ _MAX_CELLS = 5_000
 _N_ROUNDS = 5
 
 
-class QueryMixin:
+class QueryMixin(Mixin):
     """Lets a trained model learn batches that it has not seen."""
-
-    module: BaseModuleClass
 
     @classmethod
     def load_query_data(

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi.module import Covariates, JointPosterior, decode_states, infer_jointly, kl_normal
+
+from ._mixin import Mixin
 
 #: Cells that the arms are aligned on, and cells whose covariates decoded states are averaged over.
 MAX_ALIGNMENT_CELLS = 20_000
@@ -36,10 +37,8 @@ class Decoded:
     flips: np.ndarray
 
 
-class StatesMixin:
+class StatesMixin(Mixin):
     """Getters of the continuous states."""
-
-    module: BaseModuleClass
 
     def get_state(
         self,
@@ -169,7 +168,7 @@ class StatesMixin:
             library_size = float(self.module.target_library)
         held = torch.full((len(state),), code, device=state.device)
         library = torch.full((len(state), 1), float(library_size), device=state.device)
-        total, flips = 0.0, 0.0
+        total, flips = library.new_zeros(()), library.new_zeros(())
         rows, weights = self._covariate_rows(adata, indices)
         for row, weight in zip(rows, weights, strict=True):
             covariates = _repeat(row, len(state))

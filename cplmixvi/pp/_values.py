@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -43,7 +43,7 @@ def _compression(X) -> str | None:
     return kind if kind in {"csr", "csc"} else None
 
 
-def iter_blocks(X, *, entries: int | None = None) -> Iterator[tuple[int, int, object]]:
+def iter_blocks(X, *, entries: int | None = None) -> Iterator[tuple[int, int, Any]]:
     """Cut a matrix along the axis that is cheap to cut.
 
     Parameters
