@@ -1,5 +1,6 @@
 # make demo   annotate a real data set from nothing: sets up .venv, installs, runs
 # make test   run the tests in that environment
+# make lint   look at the style; make types   check the types
 # make docs   build the documentation in docs/_build/html, without a network and without running notebooks
 # make tutorials   run the notebooks and save their outputs; ARGS=tutorials/01_quickstart.ipynb for one
 PYTHON ?= python3
@@ -11,7 +12,7 @@ SOURCES := cplmixvi tests $(wildcard benchmarks docs tutorials)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv test lint demo docs tutorials clean check-python
+.PHONY: venv test lint types demo docs tutorials clean check-python
 
 venv: $(STAMP)
 
@@ -30,6 +31,10 @@ test: venv
 lint: venv
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+
+types: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mypy>=1.15"
+	$(BIN)/mypy
 
 demo: venv
 	$(BIN)/cplmixvi demo --out demo

@@ -1,11 +1,12 @@
-"""Cells of a type that was left out of the training: are they told apart from held-out cells of the other types?
+"""New cells: is a type that was left out of the training told apart, and are probabilities as good as of other cells?
 
 python benchmarks/new_types.py --data pbmc4k --seeds 1
 
 One type after the other is left out, with a quarter of the cells of the other types. The score is the area under the
 ROC curve of left-out against held-out cells, of two readings: the complement of the confidence (the largest
-probability), and :meth:`cplmixvi.CplMixVI.get_novelty`. Every fit is a line of ``results/new_types.jsonl``; fits that
-are there are not repeated.
+probability), and :meth:`cplmixvi.CplMixVI.get_novelty`. One more fit leaves out no type: its calibration error, against
+the reference labels, is that of the cells that were trained on and of those that were not. Every fit is a line of
+``results/new_types.jsonl``; fits that are there are not repeated.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import pandas as pd
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
+NOTHING = "nothing"
+CALIBRATION = ["error_trained", "error_new", "accuracy_trained", "accuracy_new"]
 READINGS = ["auroc_confidence", "auroc_novelty", "false_alarms"]
 
 
 def fit(name: str, left_out: str, seed: int):
-    """Train without one type. Returns the model, the cells that it was not trained on, and which are of that type."""
+    """Train without one type. Returns the model, all cells, their types, which were trained on, which are left out."""
     import logging
 
     import scvi
@@ -49,15 +52,16 @@ def fit(name: str, left_out: str, seed: int):
     scvi.settings.seed = seed
     train = adata[~new & ~held_out].copy()
     cpl.CplMixVI.setup_anndata(train)
-    model = cpl.CplMixVI(train, n_categories=n_types - 1, likelihood=CASES[name].likelihood)
+    model = cpl.CplMixVI(train, n_categories=n_types - int(new.any()), likelihood=CASES[name].likelihood)
     model.train(enable_progress_bar=False, accelerator="cpu")
-    return model, adata[new | held_out].copy(), new[new | held_out]
+    return model, adata, truth, ~new & ~held_out, new
 
 
-def score(model, seen, is_new: np.ndarray) -> dict[str, float]:
+def score(model, adata, truth, trained, new) -> dict[str, float]:
     """Score the cells that were not trained on."""
     from sklearn.metrics import roc_auc_score
 
+    seen, is_new = adata[~trained].copy(), new[~trained]
     confidence = model.predict(seen, soft=True).to_numpy().max(1)
     novelty = model.get_novelty(seen)
     return {
@@ -69,18 +73,50 @@ def score(model, seen, is_new: np.ndarray) -> dict[str, float]:
     }
 
 
+def calibration(name: str, model, adata, truth, trained, new) -> dict[str, float]:
+    """Calibration error and accuracy of cells that were trained on, which match categories to types, and of others."""
+    from _data import CASES
+
+    import cplmixvi as cpl
+
+    labels, confidence = model.predict(adata), model.predict(adata, soft=True).to_numpy().max(1)
+    scored = ~np.isin(truth, CASES[name].ignore)
+    partner = cpl.metrics.match_categories(truth[trained & scored], labels[trained & scored])
+    right = np.array([partner.get(label) for label in labels.astype(str)]) == truth
+    result = {}
+    for part, cells in (("trained", trained & scored), ("new", ~trained & scored)):
+        result[f"n_{part}"] = int(cells.sum())
+        error = cpl.metrics.expected_calibration_error(right[cells], confidence[cells])
+        result[f"error_{part}"] = round(float(error), 4)
+        result[f"accuracy_{part}"] = round(float(right[cells].mean()), 4)
+    return result
+
+
 def run(name: str, left_out: str, seed: int) -> dict:
     """One line of the results."""
-    return {"data": name, "left_out": left_out, "seed": seed, **score(*fit(name, left_out, seed))}
+    fitted = fit(name, left_out, seed)
+    scores = calibration(name, *fitted) if left_out == NOTHING else score(*fitted)
+    return {"data": name, "left_out": left_out, "seed": seed, **scores}
 
 
 def render(runs: list[dict], path: Path) -> None:
     """Markdown: a row per type that was left out, and their mean."""
     parts = ["# Types that were left out", "", "Means over seeds. Written by `benchmarks/new_types.py`."]
-    for name, table in pd.DataFrame(runs).groupby("data"):
+    all_runs = pd.DataFrame(runs)
+    calibrated = all_runs[all_runs["left_out"] == NOTHING]
+    for name, table in all_runs[all_runs["left_out"] != NOTHING].groupby("data"):
         by_type = table.groupby("left_out")[["n_new", *READINGS]].mean()
         by_type.loc["mean"] = by_type.mean()
         parts += ["", f"## {name}", "", by_type.round(3).reset_index().to_markdown(index=False)]
+    if len(calibrated):
+        by_data = calibrated.groupby("data")[CALIBRATION].mean().round(3).reset_index()
+        parts += [
+            "",
+            "## No type left out",
+            "",
+            "Expected calibration error against the reference labels, and accuracy.",
+        ]
+        parts += ["", by_data.to_markdown(index=False)]
     path.write_text("\n".join([*parts, ""]))
 
 
@@ -91,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=["pbmc4k"], choices=list(CASES))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", choices=["types", "nothing"], help="what is left out; one after the other by default")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "new_types.jsonl")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,13 +135,14 @@ def main() -> None:
     done = {(entry["data"], entry["left_out"], entry["seed"]) for entry in runs}
     for name in options.data:
         for seed in range(options.seeds):
-            for left_out in sorted(set(load(name)[1]) - set(CASES[name].ignore)):
+            types = sorted(set(load(name)[1]) - set(CASES[name].ignore))
+            for left_out in {"types": types, "nothing": [NOTHING]}.get(options.only, [*types, NOTHING]):
                 if (name, left_out, seed) in done:
                     continue
                 runs.append(run(name, left_out, seed))
                 with options.out.open("a") as stream:
                     stream.write(json.dumps(runs[-1]) + "\n")
-                print(name, left_out, seed, *(f"{reading} {runs[-1][reading]:.3f}" for reading in READINGS), flush=True)
+                print(*runs[-1].values(), flush=True)
     if runs:
         render(runs, options.out.with_suffix(".md"))
 

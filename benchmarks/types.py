@@ -2,7 +2,8 @@
 
 python benchmarks/types.py --data pbmc4k worm --methods cplmixvi pca_kmeans --seeds 3
 
-Every run is a line of ``results/types.jsonl``; runs that are there are not repeated. ``--render`` only writes tables.
+Every run is a line of ``results/types.jsonl``; runs that are there are not repeated. ``--render`` only writes tables:
+``results/types.md``, and that of the README.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "types.jsonl"
 SCORES = ["accuracy", "balanced_accuracy", "nmi", "ami", "ari", "n_categories", "rare_recall"]
 CERTAINTY = ["consensus", "expected_calibration_error", "brier", "seed_ari"]
 COST = ["seconds", "peak_gb"]
@@ -126,6 +128,11 @@ def render(runs: list[dict], path: Path) -> None:
         parts += ["", f"## {score.upper()}", "", wide.round(3).to_markdown()]
     parts += ["", "## All scores", "", summary.round(3).reset_index().to_markdown(index=False), ""]
     path.write_text("\n".join(parts))
+    if path == RESULTS.with_suffix(".md"):
+        sys.path.append(str(HERE.parent / "docs"))
+        from _pages import write_readme
+
+        write_readme(HERE.parent / "README.md", runs)
 
 
 def main() -> None:
@@ -141,7 +148,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "types.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--render", action="store_true", help="write the tables from the runs that are there")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)

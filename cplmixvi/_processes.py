@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import distributed
 
@@ -31,7 +33,7 @@ def any_of(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(summed(torch.tensor(float(flag), device=device)) > 0) if _are_several() else flag
 
 
-def same_everywhere(value: object) -> object:
+def same_everywhere(value: Any) -> Any:
     """Give the value that the first process has to all of them; it may be anything that can be pickled."""
     if not _are_several():
         return value

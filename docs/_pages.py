@@ -1,7 +1,8 @@
 """Pages that are made from other files of the repository each time the documentation is built.
 
 The benchmark page is made from the lines of JSON that the harnesses in ``benchmarks/`` wrote, and the tutorials are the
-notebooks in ``tutorials/``. Nothing of this is kept under version control.
+notebooks in ``tutorials/``. Nothing of this is kept under version control, but for the results in the README, which
+``benchmarks/types.py`` renders with its tables.
 """
 
 from __future__ import annotations
@@ -47,6 +48,15 @@ METHODS = {
 OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_3arms", "cplmixvi_own_k")
 #: Those of ours that the figure has.
 DRAWN = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_own_k")
+#: Rows and columns of the README. The baselines are those whose names begin with one of these.
+README_METHODS = ("pca_leiden", "scvi_leiden", "best", "paper_1arm", "paper", "cplmixvi_1arm", "cplmixvi")
+README_METHODS += ("cplmixvi_own_k",)
+README_DATA = ("pbmc4k", "worm", "zeisel7", "tasic2016", "kang", "zeisel48")
+BASELINES = ("pca_", "scvi_")
+README_MARKERS = (
+    "<!-- Made by benchmarks/types.py --render from benchmarks/results/types.jsonl: do not edit. -->",
+    "<!-- End of what is made. -->",
+)
 SCORES = {"ari": "Adjusted Rand index", "accuracy": "Accuracy of one-to-one matching", "nmi": "NMI"}
 
 
@@ -113,6 +123,61 @@ def types_page(rows: list[dict]) -> str:
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def write_readme(readme: Path, rows: list[dict]) -> None:
+    """Put the results between the markers of the README."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(README_MARKERS[0])
+    _, after = rest.split(README_MARKERS[1])
+    made = "\n\n".join([README_MARKERS[0], readme_results(rows), README_MARKERS[1]])
+    readme.write_text(before + made + after, encoding="utf-8")
+
+
+def readme_results(rows: list[dict]) -> str:
+    """Table of accuracy and ARI in Markdown, and what it leaves out: seeds, numbers found, and where baselines win."""
+    scores = {score: means(rows, score) for score in ("accuracy", "ari")}
+    baselines = [method for method in METHODS if method.startswith(BASELINES) and method in scores["ari"]]
+    for table in scores.values():
+        table["best"] = {
+            data: (max(table[method][data][0] for method in baselines if data in table[method]), 0)
+            for data in README_DATA
+            if any(data in table[method] for method in baselines)
+        }
+    labels = METHODS | {"best": f"best of {len(baselines)} baselines, each score on its own"}
+    labels["cplmixvi"] = labels["cplmixvi"].replace("cplmixvi", "**cplmixvi**", 1)
+    lines = ["| accuracy / ARI | " + " | ".join(DATA[data] for data in README_DATA) + " |"]
+    lines.append("|---" * (len(README_DATA) + 1) + "|")
+    for method in README_METHODS:
+        both = [[scores[score].get(method, {}).get(data) for score in scores] for data in README_DATA]
+        cells = ["-" if None in pair else " / ".join(f"{value:.2f}" for value, _ in pair) for pair in both]
+        lines.append(f"| {labels[method]} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _seeds(scores["ari"]), _numbers_found(rows), _where_baselines_win(scores)])
+
+
+def _seeds(table: dict[str, dict[str, tuple[float, int]]]) -> str:
+    parts = []
+    for method in README_METHODS:
+        numbers = sorted({table[method][data][1] for data in README_DATA if data in table.get(method, {})} - {0})
+        if numbers:
+            shown = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+            parts.append(f"{METHODS[method]} ({shown})")
+    return f"Seeds: {'; '.join(parts)}."
+
+
+def _numbers_found(rows: list[dict]) -> str:
+    found, given = means(rows, "n_categories")["cplmixvi_own_k"], {row["data"]: row["n_types"] for row in rows}
+    shown = [f"{DATA[data].split(' ')[0]} {found[data][0]:g} for {given[data]:g}" for data in DATA if data in found]
+    return f"Numbers of types of its own: {', '.join(shown)}."
+
+
+def _where_baselines_win(scores: dict[str, dict[str, dict[str, tuple[float, int]]]]) -> str:
+    parts = []
+    for score, name in (("accuracy", "accuracy"), ("ari", "ARI")):
+        best, ours = (scores[score][method] for method in ("best", "cplmixvi"))
+        ahead = [d for d in README_DATA if d in best and d in ours and f"{best[d][0]:.2f}" > f"{ours[d][0]:.2f}"]
+        parts.append(f"in {name} on {', '.join(ahead) if ahead else 'none'}")
+    return f"The best baseline is ahead of the default {' and '.join(parts)}."
 
 
 def draw_types(rows: list[dict], path: Path) -> None:

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +18,7 @@ DOCS, TUTORIALS = ROOT / "docs", ROOT / "tutorials"
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the sdist")
 
+ECE = "expected_calibration_error"
 ROOMS = ("pp", "tl", "pl", "metrics", "datasets", "augment", "io", "sklearn", "baselines", "train", "module")
 
 
@@ -51,6 +53,18 @@ def test_reference_lists_all_public_names_and_no_others(room):
 def test_reference_lists_the_top_level():
     listed = set(re.findall(r"^   (\w+)$", text("docs/api/model.md"), flags=re.MULTILINE))
     assert listed | {room for room in ROOMS if f"{{doc}}`{room}`" in text("docs/api/index.md")} >= set(cpl.__all__)
+
+
+def test_files_name_one_version_and_the_changelog_has_it():
+    version = tomllib.loads(text("pyproject.toml"))["project"]["version"]
+    for file in ("CITATION.cff", ".github/scverse/meta.yaml"):
+        assert re.search(r"^version: (.*)$", text(file), flags=re.MULTILINE)[1] == version
+    headings = re.findall(r"^## \[(.*?)\](?: - (.*))?$", text("CHANGELOG.md"), flags=re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    latest, released = headings[1]
+    # Between releases the version is that of the next one with ".dev".
+    assert version == latest or (".dev" in version and version > latest)
+    assert f'date-released: "{released}"' in text("CITATION.cff")
 
 
 def test_tests_that_keep_promises_exist():
@@ -93,6 +107,13 @@ def test_notebooks_were_run_from_top_to_bottom_without_an_error(notebook):
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert notebook.stat().st_size < 1_000_000
+
+
+def test_every_notebook_is_listed_twice_in_the_page_of_tutorials():
+    # In the table and in the table of contents.
+    assert len(NOTEBOOKS) >= 6
+    listed = re.findall(r"tutorials/(\w+)", text("docs/tutorials.md"))
+    assert sorted(listed) == sorted(2 * [notebook.stem for notebook in NOTEBOOKS])
 
 
 def test_drawing_of_the_rooms_is_that_of_the_imports():
@@ -161,12 +182,55 @@ def test_commands_of_workflows_run(command, make_counts, tmp_path, capsys):
     assert (tmp_path / "out.h5ad").exists()
 
 
-def test_benchmark_page_has_the_numbers_of_the_harness(tmp_path):
+def pages_and_rows():
+    """The module that makes pages from results, and the results of the benchmark of types."""
     spec = importlib.util.spec_from_file_location("docs_pages", DOCS / "_pages.py")
     pages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pages)
+    return pages, pages.read_lines(ROOT / "benchmarks" / "results" / "types.jsonl")
+
+
+def test_results_of_the_readme_are_those_of_the_harness(tmp_path):
+    pages, rows = pages_and_rows()
+    copy = tmp_path / "README.md"
+    copy.write_text(text("README.md"), encoding="utf-8")
+    pages.write_readme(copy, rows)
+    assert copy.read_text(encoding="utf-8") == text("README.md"), "run python benchmarks/types.py --render"
+    # One more seed of one method and one set changes its number, and no other in its line.
+    row = max((row for row in rows if row["method"] == "cplmixvi" and row["data"] == "worm"), key=lambda r: r["seed"])
+    pages.write_readme(copy, [*rows, row | {"seed": row["seed"] + 1, "ari": 0.0}])
+    before, after = (re.search(r"\*\*cplmixvi\*\*.*", page)[0] for page in (text("README.md"), copy.read_text()))
+    changed = [pair for pair in zip(before.split("|"), after.split("|"), strict=True) if pair[0] != pair[1]]
+    assert len(changed) == 1
+
+
+def test_numbers_in_the_text_of_the_readme_are_those_of_the_harness():
+    pages, rows = pages_and_rows()
+
+    def short(value):
+        return f"{value:.2f}".lstrip("0")
+
+    def span(values):
+        low, high = short(min(values)), short(max(values))
+        return low if low == high else f"{low} to {high}"
+
+    kang = [row for row in rows if row["data"] == "kang" and row["method"] == "cplmixvi"]
+    accuracy, ari = (span([row[score] for row in kang]) for score in ("accuracy", "ari"))
+    others = [by["kang"][0] for name, by in pages.means(rows, "accuracy").items() if name.startswith(pages.BASELINES)]
+    readme = " ".join(text("README.md").split())
+    assert f"accuracy {accuracy} and ARI {ari} on {len(kang)} seeds" in readme
+    assert f"(mean accuracy at most {short(max(others))})" in readme
+    errors = {pages.DATA[data].split(" ")[0]: error for data, (error, _) in pages.means(rows, ECE)["cplmixvi"].items()}
+    said = re.search(r"\(expected calibration error (.*?)\)", readme)[1].replace("kang2018", "kang")
+    groups = re.findall(r"((?:[.\d]+ to )?[.\d]+) on (.*?)(?=, [.\d]|$)", said)
+    named = [{name for name in errors if re.search(rf"\b{name}\b", sets)} for _, sets in groups]
+    assert sorted(name for names in named for name in names) == sorted(errors)
+    assert [numbers for numbers, _ in groups] == [span([errors[name] for name in names]) for names in named]
+
+
+def test_benchmark_page_has_the_numbers_of_the_harness(tmp_path):
+    pages, rows = pages_and_rows()
     results = ROOT / "benchmarks" / "results"
-    rows = pages.read_lines(results / "types.jsonl")
     table = re.search(r"## ARI\n\n(.*?)\n\n", (results / "types.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
     head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     ari, n_compared = pages.means(rows, "ari"), 0

@@ -1,5 +1,7 @@
 """Marker genes and the order of categories: the planted ones are found, and values stay as they are."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -57,6 +59,13 @@ class TestRankGenes:
         assert dict(zip(best["category"], best["gene"], strict=True)) == {str(i): f"gene{i}" for i in range(4)}
         assert (best["pvalue_adjusted"] < 1e-6).all()
         assert (best["log2_fold_change"] > 1.5).all()
+
+    def test_a_gene_with_one_value_is_no_marker_and_warns_of_nothing(self, planted):
+        planted.X[:, 5] = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            table = cpl.tl.rank_genes(planted)
+        assert (table.loc[table["gene"] == planted.var_names[5], "score"] == 0).all()
 
     def test_shares_are_those_of_the_cells(self, planted):
         row = cpl.tl.rank_genes(planted).query("category == '2' and gene == 'gene2'").iloc[0]

@@ -137,6 +137,24 @@ def test_a_second_query_keeps_the_first(cells, query):
         assert_says_the_same(model, second, some)
 
 
+def test_the_card_says_what_it_was_fine_tuned_from(cells, reference, query, tmp_path):
+    def lines_of(model, title):
+        return model.card().split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
+
+    model, heading = query[0], "Fine-tuned from a model that was trained on"
+    assert lines_of(model, "Trained on")[0].startswith(f"- {len(model.train_indices)} of {len(cells[1])} cells")
+    assert lines_of(model, heading) == lines_of(reference, "Trained on")
+    assert f"`{reference.training_['input_sha256']}`" in lines_of(model, heading)[-1]
+    assert heading not in reference.card()
+    model.save(tmp_path / "query")
+    new = cells[1].copy()
+    new.obs["batch"] = "later"
+    second = cpl.CplMixVI.load_query_data(new, str(tmp_path / "query"))
+    assert second.card().splitlines()[2] == "Not trained."
+    assert lines_of(second, heading) == lines_of(model, "Trained on")
+    assert lines_of(second, "That one from a model that was trained on") == lines_of(reference, "Trained on")
+
+
 @pytest.mark.parametrize("likelihood", ["nb", "normal"])
 def test_other_covariates_and_a_reference_of_one_batch(cells, likelihood):
     setup = {"categorical_covariate_keys": ["dose"], "continuous_covariate_keys": ["age"]}

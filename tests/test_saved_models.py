@@ -5,6 +5,7 @@ what is saved changes before that release. Models of earlier releases are never 
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def test_there_is_one_of_the_present_format_and_all_are_small():
     assert io.FORMAT_VERSION in versions, "run python tests/test_saved_models.py"
     for folder in FOLDERS:
         assert sum(file.stat().st_size for file in folder.iterdir()) < 80_000
+
+
+def test_there_is_one_of_every_release():
+    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", changelog, flags=re.MULTILINE)
+    assert "0.1.0" in releases
+    assert set(releases) <= {folder.name for folder in FOLDERS}, "run python tests/test_saved_models.py"
 
 
 if __name__ == "__main__":

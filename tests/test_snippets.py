@@ -1,11 +1,18 @@
-"""The Python of the README and of the how-tos runs, on small cells and with few steps."""
+"""The Python of the README, the how-tos and the docstrings runs, on small cells and with few steps."""
 
+import ast
+import doctest
+import inspect
+import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+import scvi
+from scvi.model.base import BaseModelClass
 
 import cplmixvi as cpl
 from cplmixvi.train import _views
@@ -81,3 +88,71 @@ def test_snippets_run_one_after_the_other(page, names):
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+#: Modules for users. What is in `train` and `module` is for developers.
+ROOMS = ("pp", "tl", "pl", "metrics", "datasets", "augment", "io", "sklearn", "baselines")
+WITHOUT = {
+    "convert_legacy_save": "a pickle of an older version is needed",
+    "card_text": "takes what CplMixVI.card puts together",
+    **dict.fromkeys(
+        cpl.datasets.REGISTRY, "needs its file; test_datasets.py and test_images.py load it where there is one"
+    ),
+}
+
+
+def is_model(value):
+    return inspect.isclass(value) and issubclass(value, BaseModelClass)
+
+
+def public_functions():
+    """What is offered to users: functions and models by name."""
+    found = {}
+    for room in ROOMS:
+        module = import_module(f"cplmixvi.{room}")
+        found |= {name: value for name in module.__all__ if callable(value := getattr(module, name))}
+    found = {name: value for name, value in found.items() if inspect.isfunction(value) or is_model(value)}
+    own = (vars(base) for base in cpl.CplMixVI.__mro__ if base.__module__.startswith("cplmixvi"))
+    methods = {name for names in own for name, value in names.items() if callable(value) or hasattr(value, "__func__")}
+    found |= {name: getattr(cpl.CplMixVI, name) for name in methods if not name.startswith("_")}
+    return found | {"CplMixVI": cpl.CplMixVI, "CplMixVICluster": import_module("cplmixvi.sklearn").CplMixVICluster}
+
+
+FUNCTIONS = public_functions()
+EXAMPLES = {
+    name: examples
+    for name, value in FUNCTIONS.items()
+    if (examples := doctest.DocTestParser().get_examples(inspect.getdoc(value) or ""))
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_examples_of_docstrings_run(names, monkeypatch):
+    # What scvi-tools says of itself is no part of an example's output.
+    monkeypatch.setattr(scvi.settings, "verbosity", "ERROR")
+    names |= {"np": np, "Path": Path, "cplmixvi": cpl, "X": names["adata"].X.toarray()}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    said = []
+    for name, examples in EXAMPLES.items():
+        # As if written where the function is.
+        where = vars(inspect.getmodule(inspect.unwrap(FUNCTIONS[name])))
+        given = {key: item for key, item in where.items() if not key.startswith("__")} | names
+        given["adata"] = names["adata"].copy()
+        runner.run(doctest.DocTest(examples, given, name, None, None, None), out=said.append)
+    assert runner.tries > 50
+    assert runner.failures == 0, "".join(said)
+
+
+def test_every_public_function_has_an_example_that_runs():
+    code = [example.source for examples in EXAMPLES.values() for example in examples]
+    for notebook in (ROOT / "tutorials").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        code += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for page in PAGES:
+        code += re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line for text in code for line in text.splitlines() if not line.startswith(("!", "%"))]
+    calls = [node.func for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Call)]
+    called = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", None) for call in calls}
+    missing = sorted(FUNCTIONS.keys() - called - WITHOUT.keys())
+    assert not missing, "give them an example in their docstring"
+    assert WITHOUT.keys() <= FUNCTIONS.keys()

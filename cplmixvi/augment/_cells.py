@@ -85,11 +85,23 @@ class CellStore:
 
 
 def codes_of(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
-    """Code of every cell's values of several columns of ``obs`` together, ``(n_obs,)``; missing is a value too."""
+    """Code of every cell's values of several columns of ``obs`` together, ``(n_obs,)``; missing is a value too.
+
+    Examples
+    --------
+    >>> np.unique(codes_of(adata, ["batch"]))
+    array([0, 1])
+    """
     columns = [pd.factorize(adata.obs[key].astype(str))[0] for key in keys]
     return combined(*columns) if columns else np.zeros(adata.n_obs, dtype=np.int64)
 
 
 def combined(*codes: np.ndarray) -> np.ndarray:
-    """One code per combination of several, each ``(n,)``, numbered from 0."""
+    """One code per combination of several, each ``(n,)``, numbered from 0.
+
+    Examples
+    --------
+    >>> combined(np.array([0, 0, 1]), np.array([0, 1, 1]))
+    array([0, 1, 2])
+    """
     return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)

@@ -86,5 +86,11 @@ class LearnedAugmenter(Augmenter):
 
 
 def learned_parts(augmenter: Augmenter) -> list[LearnedAugmenter]:
-    """The learned augmenters that an augmenter is made of."""
+    """The learned augmenters that an augmenter is made of.
+
+    Examples
+    --------
+    >>> len(learned_parts(LearnedAugmenter()))
+    1
+    """
     return [part for part in augmenter.modules() if isinstance(part, LearnedAugmenter)]

@@ -56,6 +56,11 @@ def resolve(augment: Augment, likelihood: str) -> Augmenter:
     ------
     ValueError
         If the name is unknown or the augmenter does not fit the likelihood.
+
+    Examples
+    --------
+    >>> [type(augmenter).__name__ for augmenter in (resolve("auto", "nb"), resolve("auto", "normal"))]
+    ['CountThinning', 'GeneMasking']
     """
     counts = likelihood in COUNT_LIKELIHOODS
     if augment is None:

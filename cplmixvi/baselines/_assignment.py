@@ -22,6 +22,11 @@ def assign_categories(cost: np.ndarray, congestion: float) -> np.ndarray:
     Returns
     -------
     Categories, ``(n_cells,)``.
+
+    Examples
+    --------
+    >>> assign_categories(np.array([[0.0, 1.0], [0.0, 3.0]]), congestion=2.0)
+    array([1, 0])
     """
     n, k = cost.shape
     if congestion == 0:

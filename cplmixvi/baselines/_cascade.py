@@ -176,7 +176,7 @@ class CascadeModule(SingleArmModule):
 
 
 class CascadeVAE(SingleArmModel):
-    __doc__ = SingleArmModel.__doc__.replace(
+    __doc__ = SingleArmModel.__doc__.replace("JointVAE", "CascadeVAE").replace(
         "A model of one arm with the data",
         "CascadeVAE (Jeong and Song 2019, arXiv:1905.09432; :class:`~cplmixvi.baselines.CascadeModule`) with the data",
     )

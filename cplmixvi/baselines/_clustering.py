@@ -28,6 +28,11 @@ def principal_components(values, n_components: int = 50, *, seed: int = 0) -> np
     Returns
     -------
     Float32 array ``(n_obs, min(n_components, n_obs - 1, n_vars - 1))``.
+
+    Examples
+    --------
+    >>> principal_components(cplmixvi.pp.log_normalize(adata.X), 10).shape == (adata.n_obs, 10)
+    True
     """
     from scipy import sparse
     from sklearn.decomposition import PCA
@@ -53,6 +58,12 @@ def kmeans(components: np.ndarray, n_clusters: int, *, seed: int = 0) -> np.ndar
     Returns
     -------
     Strings ``(n_obs,)``.
+
+    Examples
+    --------
+    >>> components = principal_components(cplmixvi.pp.log_normalize(adata.X), 10)
+    >>> len(set(kmeans(components, 3)))
+    3
     """
     from sklearn.cluster import KMeans
 
@@ -76,6 +87,11 @@ def neighbour_graph(components: np.ndarray, *, seed: int = 0) -> AnnData:
     Returns
     -------
     AnnData with ``obsm["X_pca"]``, ``obsp["connectivities"]`` and ``uns["neighbors"]``.
+
+    Examples
+    --------
+    >>> components = principal_components(cplmixvi.pp.log_normalize(adata.X), 10)
+    >>> clusters = leiden(neighbour_graph(components))
     """
     import scanpy as sc
     from anndata import AnnData

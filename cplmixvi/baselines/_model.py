@@ -32,6 +32,13 @@ class SingleArmModel(CplMixVI):
     ------
     ValueError
         If an argument is out of range, or the number of categories is not given.
+
+    Examples
+    --------
+    >>> JointVAE.setup_anndata(adata)
+    >>> baseline = JointVAE(adata, 3)
+    >>> baseline.train(max_epochs=2, enable_progress_bar=False)
+    >>> labels = baseline.predict()
     """
 
     _training_plan_cls = ScheduledPlan

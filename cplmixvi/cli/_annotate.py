@@ -361,7 +361,7 @@ def mean_consensus(adata: AnnData, key: str = "cplmixvi") -> float | None:
     return round(float(known.mean()), 4) if known.size else None
 
 
-def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, int | float | None]:
+def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, str | int | float | None]:
     result = adata.uns[options.key_added]
     return {
         "cells": int(adata.n_obs),

@@ -172,7 +172,13 @@ _LOADERS = {
 
 
 def available() -> list[str]:
-    """Names that :func:`load` knows, sorted."""
+    """Names that :func:`load` knows, sorted.
+
+    Examples
+    --------
+    >>> "pbmc68k" in available()
+    True
+    """
     return sorted(_LOADERS)
 
 
@@ -188,6 +194,11 @@ def load(name: str) -> AnnData:
     ------
     ValueError
         When there is no such data set.
+
+    Examples
+    --------
+    >>> load("pbmc68k").shape
+    (700, 765)
     """
     if name not in _LOADERS:
         raise ValueError(f"data set {name!r} given, known are {', '.join(available())}: choose one of them")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import TypeVar
 
 from torch import nn
 
 from cplmixvi.augment import Augmenter
 
 from ._errors import ModelFileError
+
+Kind = TypeVar("Kind")
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -71,7 +74,7 @@ def augmenter_of(name: str, arguments: dict[str, object]) -> Augmenter:
         ) from error
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: type[Kind]) -> Iterator[type[Kind]]:
     for subclass in kind.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

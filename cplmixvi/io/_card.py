@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+_NOT_RECORDED = "Trained; what on was not recorded."
 
 
-def card_text(card: Mapping[str, object]) -> str:
+def card_text(card: Mapping[str, Any]) -> str:
     """Page in Markdown.
 
     Parameters
     ----------
     card
         ``model`` (what it is called), ``settings``, ``categories``, ``training`` (see
-        :attr:`cplmixvi.CplMixVI.training_`; `None` if there is no record), ``trained`` and ``versions``.
+        :attr:`cplmixvi.CplMixVI.training_`; `None` if there is no record), ``references`` (such records of the models
+        that it was fine-tuned from, the latest first), ``trained`` and ``versions``.
     """
     lines = [f"# {card['model']}", ""]
     training = card["training"]
     if training is not None:
-        lines += _training(training)
+        lines += ["## Trained on", "", *_training(training)]
+        if training["report"] is not None:
+            lines += ["", "## At the end of training", "", *(f"- {line}" for line in training["report"].splitlines())]
     else:
-        lines.append("Trained; what on was not recorded." if card["trained"] else "Not trained.")
+        lines.append(_NOT_RECORDED if card["trained"] else "Not trained.")
+    for index, reference in enumerate(card["references"]):
+        lines += ["", f"## {'That one from' if index else 'Fine-tuned from'} a model that was trained on", ""]
+        lines += [_NOT_RECORDED] if reference is None else _training(reference)
     lines += ["", "## Categories", "", ", ".join(map(str, card["categories"]))]
     for title in ("settings", "versions"):
         lines += ["", f"## {title.capitalize()}", "", *_table(card[title])]
@@ -27,18 +36,14 @@ def card_text(card: Mapping[str, object]) -> str:
 
 
 def _training(training: Mapping[str, object]) -> list[str]:
-    seed, digest, report = training["seed"], training["input_sha256"], training["report"]
+    seed, digest = training["seed"], training["input_sha256"]
     lines = [
-        "## Trained on",
-        "",
         f"- {training['n_cells']:,} of {training['n_obs']:,} cells, {training['n_genes']:,} genes: "
         f"{training['values']} from {training['source']}",
         f"- {training['n_epochs']} epochs, seed {'not set' if seed is None else seed}",
     ]
     if digest is not None:
         lines.append(f"- SHA-256 of the values of all cells and the genes' names: `{digest}`")
-    if report is not None:
-        lines += ["", "## At the end of training", "", *(f"- {line}" for line in str(report).splitlines())]
     return lines
 
 

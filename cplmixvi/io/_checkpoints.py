@@ -38,6 +38,16 @@ def write_checkpoint(folder: Path, epoch: int, saved: Saved) -> None:
     ------
     OSError
         If it cannot be written; earlier ones are as they were.
+
+    Examples
+    --------
+    >>> model.save("model", overwrite=True)
+    >>> Path("run").mkdir()
+    >>> write_checkpoint(Path("run"), 3, cplmixvi.io.read_files(Path("model")))
+    >>> [path.name for path in list_checkpoints(Path("run"))]
+    ['epoch_000003']
+    >>> saved = read_checkpoint(Path("run"))
+    >>> remove_checkpoints(Path("run"))
     """
     with whole_folder(folder / f"{_NAME}{epoch:06d}", set(NAMES)) as new:
         write_files(new, saved)

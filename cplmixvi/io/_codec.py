@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, defaultdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ LONG = 16
 _KINDS = "biuf"
 
 
-def encode(value: object, where: str, arrays: dict[str, np.ndarray]) -> object:
+def encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> object:
     """Turn a value into what JSON can hold; numbers in arrays are put into ``arrays`` instead.
 
     Parameters
@@ -44,6 +45,14 @@ def encode(value: object, where: str, arrays: dict[str, np.ndarray]) -> object:
     ------
     ModelFileError
         If the value, or a part of it, is of another type.
+
+    Examples
+    --------
+    >>> arrays = {}
+    >>> encode({"epochs": 3, "mean": np.zeros(2)}, "settings", arrays)
+    {'epochs': 3, 'mean': {'@': 'array', 'name': 'settings/mean'}}
+    >>> arrays["settings/mean"]
+    array([0., 0.])
     """
     if isinstance(value, np.generic):
         return _encode_scalar(value, where)
@@ -140,6 +149,12 @@ def decode(value: object, arrays: dict[str, np.ndarray]) -> object:
     ------
     ModelFileError
         If it is nothing that :func:`encode` makes, or an augmenter is not known.
+
+    Examples
+    --------
+    >>> arrays = {}
+    >>> decode(encode((1, "x"), "settings", arrays), arrays)
+    (1, 'x')
     """
     try:
         return _decode(value, arrays)
@@ -149,7 +164,7 @@ def decode(value: object, arrays: dict[str, np.ndarray]) -> object:
         raise ModelFileError(f"A value is damaged ({type(error).__name__}: {error}); save the model again.") from error
 
 
-def _decode(value: object, arrays: dict[str, np.ndarray]) -> object:
+def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_decode(item, arrays) for item in value]
     if not isinstance(value, dict):

@@ -25,6 +25,11 @@ def whole_folder(path: Path, names: set[str]) -> Iterator[Path]:
     ------
     OSError
         If there is no space or no permission; an existing folder then is as it was.
+
+    Examples
+    --------
+    >>> with whole_folder(Path("new"), {"a.txt"}) as folder:
+    ...     _ = (folder / "a.txt").write_text("all of it")
     """
     path = path.resolve()
     scratch = None

@@ -35,6 +35,12 @@ def write_files(folder: Path, saved: Saved, prefix: str = "") -> None:
         The model; its ``meta`` gets the format, its version and the files' hashes.
     prefix
         Goes before each file's name.
+
+    Examples
+    --------
+    >>> model.save("model", overwrite=True)
+    >>> Path("copy").mkdir()
+    >>> write_files(Path("copy"), read_files(Path("model")))
     """
     weights, arrays = folder / f"{prefix}{WEIGHTS}", folder / f"{prefix}{ARRAYS}"
     # Copies: two names may share memory in a module, not in a file. Written by us, because safetensors would make
@@ -55,6 +61,13 @@ def read_files(folder: Path, prefix: str = "") -> Saved:
     ------
     ModelFileError
         If there is no model, a file is missing, damaged, a pickle, or of a newer version.
+
+    Examples
+    --------
+    >>> model.save("model", overwrite=True)
+    >>> saved = read_files(Path("model"))
+    >>> saved.weights.keys() == model.module.state_dict().keys()
+    True
     """
     meta = read_meta(folder, prefix)
     weights = _read_tensors(folder / f"{prefix}{WEIGHTS}", meta, WEIGHTS, safetensors.torch.load_file)
@@ -69,6 +82,12 @@ def read_meta(folder: Path, prefix: str = "") -> dict[str, object]:
     ------
     ModelFileError
         As for :func:`read_files`.
+
+    Examples
+    --------
+    >>> model.save("model", overwrite=True)
+    >>> len(read_meta(Path("model"))["genes"]) == adata.n_vars
+    True
     """
     path = folder / f"{prefix}{MODEL_FILE}"
     if not folder.is_dir():

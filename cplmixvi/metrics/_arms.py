@@ -27,6 +27,12 @@ def agreement(labels_by_arm) -> np.ndarray:
     Returns
     -------
     Symmetric array ``(n_arms, n_arms)`` with ones on the diagonal.
+
+    Examples
+    --------
+    >>> agreement([[0, 0, 1, 1], [0, 0, 1, 0]])
+    array([[1.  , 0.75],
+           [0.75, 1.  ]])
     """
     labels = _checked(labels_by_arm)
     result = np.eye(len(labels))
@@ -58,6 +64,12 @@ def consensus_matrix(labels_by_arm, n_categories: int) -> np.ndarray:
     ------
     ValueError
         When there are fewer than two arms, or an index is out of range.
+
+    Examples
+    --------
+    >>> consensus_matrix([[0, 0, 1, 1], [0, 0, 1, 0]], 2).round(2)
+    array([[0.67, 0.17],
+           [0.17, 0.5 ]])
     """
     labels = _checked(labels_by_arm)
     if len(labels) < 2:

@@ -58,6 +58,11 @@ def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
     ------
     ValueError
         When lengths differ, a confidence is outside [0, 1], or there are no cells or bins.
+
+    Examples
+    --------
+    >>> expected_calibration_error([True, False], [0.5, 0.5])
+    0.0
     """
     correct = np.asarray(correct, dtype=np.float64)
     confidence = np.asarray(confidence, dtype=np.float64)
@@ -89,6 +94,11 @@ def brier(y_true, proba, categories: Sequence | None = None, *, ignore: Sequence
         Names of the columns. Default: those of a DataFrame, else positions.
     ignore
         Reference labels that mean "unknown".
+
+    Examples
+    --------
+    >>> brier(["a", "b"], np.array([[1.0, 0.0], [0.0, 1.0]]))
+    0.0
     """
     values, names = check_proba(proba, len(y_true), categories)
     mask = reference_mask(y_true, ignore)
@@ -127,6 +137,14 @@ def confidence(
     Returns
     -------
     DataFrame of types x categories.
+
+    Examples
+    --------
+    >>> confidence(np.array([[0.9, 0.1], [0.2, 0.8]]), ["a", "b"]).round(2)
+    category     0     1
+    type
+    a        -0.11 -2.30
+    b        -1.61 -0.22
     """
     values, names = check_proba(proba, len(y_true), categories)
     mask = reference_mask(y_true, ignore)

@@ -81,6 +81,12 @@ def disentanglement_score(
     ------
     ValueError
         If shapes differ, values are missing, nothing varies, or a factor has no value that two observations share.
+
+    Examples
+    --------
+    >>> state = np.random.default_rng(0).normal(size=(200, 2))
+    >>> disentanglement_score({"x": state[:, 0] > 0, "y": state[:, 1] > 0}, state) > 0.9
+    True
     """
     table, values, codes = _checked(factors, state, category)
     if n_votes < 1 or n_samples < 2:
@@ -160,6 +166,12 @@ def mutual_information_gap(factors, state, category=None) -> pd.Series:
     ------
     ValueError
         If shapes differ, values are missing, or there are fewer than two latent variables.
+
+    Examples
+    --------
+    >>> factor = np.arange(100) % 2
+    >>> mutual_information_gap(factor, np.column_stack([factor, np.zeros(100)])).item()
+    1.0
     """
     table, values, codes = _checked(factors, state, category)
     latents = [_few(column) for column in values.T] + ([] if codes is None else [codes])

@@ -55,6 +55,12 @@ def evaluate(
     -------
     Dictionary of ``n_obs``, ``n_types``, ``n_categories`` (all over cells with a reference), ``accuracy``,
     ``balanced_accuracy``, ``rare_recall``, ``purity``, ``nmi``, ``ami``, ``ari`` and what the options add.
+
+    Examples
+    --------
+    >>> scores = evaluate(["a", "a", "b"], [0, 0, 1])
+    >>> scores["accuracy"], scores["n_types"]
+    (1.0, 2)
     """
     table = contingency(y_true, y_pred, ignore)
     scores: dict[str, float] = {

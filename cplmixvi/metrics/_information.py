@@ -22,7 +22,13 @@ def nmi(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
 
 def ami(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Mutual information adjusted for chance: 0 expected for a random partition, 1 for an equal one."""
+    """Mutual information adjusted for chance: 0 expected for a random partition, 1 for an equal one.
+
+    Examples
+    --------
+    >>> ami(["a", "a", "b", "b"], [1, 1, 0, 0])
+    1.0
+    """
     return float(adjusted_mutual_info_score(*_codes(y_true, y_pred, ignore)))
 
 

@@ -55,25 +55,49 @@ def accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
 
 def recall_by_type(y_true, y_pred, *, ignore: Sequence = ()) -> pd.Series:
-    """Fraction of each type's cells in the category matched to it, 0 for types without one; indexed by type."""
+    """Fraction of each type's cells in the category matched to it, 0 for types without one; indexed by type.
+
+    Examples
+    --------
+    >>> recall_by_type(["a", "a", "b"], [0, 1, 1]).to_dict()
+    {'a': 0.5, 'b': 1.0}
+    """
     table = contingency(y_true, y_pred, ignore)
     return pd.Series(_recall(table), index=pd.Index(table.types, name="type"), name="recall")
 
 
 def balanced_accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Mean over types of :func:`recall_by_type`: a rare type weighs as much as a common one."""
+    """Mean over types of :func:`recall_by_type`: a rare type weighs as much as a common one.
+
+    Examples
+    --------
+    >>> balanced_accuracy(["a", "a", "a", "b"], [0, 0, 0, 0])
+    0.5
+    """
     return float(_recall(contingency(y_true, y_pred, ignore)).mean())
 
 
 def rare_recall(y_true, y_pred, *, below: int = 50, ignore: Sequence = ()) -> float:
-    """Mean of :func:`recall_by_type` over types with fewer than ``below`` cells; NaN where there are none."""
+    """Mean of :func:`recall_by_type` over types with fewer than ``below`` cells; NaN where there are none.
+
+    Examples
+    --------
+    >>> rare_recall(["a"] * 60 + ["b"], [0] * 60 + [1])
+    1.0
+    """
     table = contingency(y_true, y_pred, ignore)
     rare = table.type_sizes < below
     return float(_recall(table)[rare].mean()) if rare.any() else float("nan")
 
 
 def purity(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Fraction of cells in the most common type of their category; grows with the number of categories."""
+    """Fraction of cells in the most common type of their category; grows with the number of categories.
+
+    Examples
+    --------
+    >>> purity(["a", "a", "a", "b"], [0, 0, 0, 0])
+    0.75
+    """
     table = contingency(y_true, y_pred, ignore)
     return float(table.counts.max(axis=0, initial=0).sum() / table.type_sizes.sum())
 

@@ -6,19 +6,19 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from scvi.module.base import BaseModuleClass
 from scvi.train import Trainer
 
 from cplmixvi.augment import learned_parts
 from cplmixvi.train import AugmenterPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
+from ._mixin import Mixin
+
 logger = logging.getLogger(__name__)
 
 
-class AugmenterMixin:
+class AugmenterMixin(Mixin):
     """Trains the augmenter that copies are learned by."""
 
-    module: BaseModuleClass
     #: Means of the terms of the augmenter's losses, one entry per epoch; kept with the model when it is saved.
     augmenter_history_: dict[str, list[float]] | None = None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi.train import HalfFits
+
+from ._mixin import Mixin
 
 #: Probabilities below are taken for this one: a category that every arm rules out is not less likely than that.
 _LEAST = 1e-12
@@ -15,10 +16,9 @@ _FLATTEST = 1e-3
 _N_HALVINGS = 30
 
 
-class CalibrationMixin:
+class CalibrationMixin(Mixin):
     """Lowers the certainty of categories that fits to halves of the data do not find again."""
 
-    module: BaseModuleClass
     adata: AnnData | None
     #: What limits certainty. ``found_again``: share of each category's cells that fits to half of the data put into the
     #: same one, ``(K,)``; ``exponent``: of the probabilities of its cells, ``(K,)``. `None` if halves were not fitted:

@@ -14,11 +14,11 @@ import numpy as np
 import scvi
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi import io, pp
 from cplmixvi.train import Checkpoints, usual_interval
 
+from ._mixin import Mixin
 from ._saved import part, take_over
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,8 @@ _NOT_KEPT = {
 }
 
 
-class CheckpointsMixin:
+class CheckpointsMixin(Mixin):
     """Writes checkpoints of a training, and takes a training up where one was written."""
-
-    module: BaseModuleClass
 
     def _checkpoints(self, settings: dict, folder: str | Path | None, every: int | None) -> Checkpoints | None:
         """Get what writes checkpoints of a training from its start; `None` without a folder.

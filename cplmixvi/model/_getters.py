@@ -11,13 +11,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi import pp
 from cplmixvi.module import mean_over_arms
 
 from ._consensus import Consensus
 from ._labels import category_names, registered_labels
+from ._mixin import Mixin
 from ._report import Report
 
 #: Cells that the check at the end of training looks at.
@@ -55,10 +55,8 @@ class Posterior:
     combined_variance: np.ndarray
 
 
-class GettersMixin:
+class GettersMixin(Mixin):
     """Getters that no scvi-tools mixin has."""
-
-    module: BaseModuleClass
 
     @property
     def label_names(self) -> list[str]:
@@ -110,6 +108,12 @@ class GettersMixin:
         ------
         ValueError
             If ``top_k`` is not a whole number of at least 1.
+
+        Examples
+        --------
+        >>> posterior = model.get_posterior()
+        >>> posterior.proba.shape == (adata.n_obs, 3)
+        True
         """
         if top_k is not None and not (pp.is_whole(top_k) and top_k >= 1):
             raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1, or None for all probabilities.")
@@ -189,6 +193,12 @@ class GettersMixin:
         Returns
         -------
         Consensus
+
+        Examples
+        --------
+        >>> consensus = model.get_consensus()
+        >>> consensus.matrix.shape
+        (3, 3)
         """
         posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         return Consensus.from_labels(posterior.labels, posterior.category, self.n_categories, self.category_names)

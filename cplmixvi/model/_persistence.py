@@ -16,7 +16,6 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi import io, pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, LEGACY_MODEL_FILE, LOG_LIKELIHOODS
@@ -24,6 +23,7 @@ from cplmixvi.module import train_new_batches_only
 
 from ._devices import resolve_device
 from ._genes import check_same_genes
+from ._mixin import Mixin
 from ._report import Report
 from ._saved import is_kept, part, take_over
 
@@ -31,14 +31,16 @@ from ._saved import is_kept, part, take_over
 PACKAGES = ("cplmixvi", "scvi-tools", "torch", "anndata", "numpy")
 
 
-class PersistenceMixin:
+class PersistenceMixin(Mixin):
     """Writes a model as safetensors and JSON, and reads it without running anything that is in the files."""
 
-    module: BaseModuleClass
     #: What the model was trained on, how and with what success; kept with the model when it is saved.
     training_: dict[str, object] | None = None
     #: Number of batches whose weights stay as they are; `None` but for models of :meth:`load_query_data`.
     n_reference_batches_: int | None = None
+    #: What the model was before it learned new batches: records like ``training_``, the latest first; see
+    #: :meth:`load_query_data`. `None` but for its models, an entry is `None` where nothing was recorded.
+    references_: list[dict[str, object] | None] | None = None
     #: Whether scvi-tools may be saving a checkpoint, which it reads back in a way of its own.
     _is_fitting = False
 
@@ -207,6 +209,10 @@ class PersistenceMixin:
         -------
         CplMixVI
             In evaluation mode, on the same device.
+
+        Examples
+        --------
+        >>> labels = model.without_cells().predict(adata)
         """
         saved = self._as_saved(with_anndata=False)
         saved.weights = {name: value.detach().clone() for name, value in saved.weights.items()}
@@ -246,12 +252,21 @@ class PersistenceMixin:
         ------
         ModelFileError
             See :meth:`load`.
+
+        Examples
+        --------
+        >>> model.save("model", overwrite=True)
+        >>> cplmixvi.CplMixVI.load_registry("model")["model_name"]
+        'CplMixVI'
+        >>> cplmixvi.CplMixVI.view_setup_args("model")
+        Setup via `CplMixVI.setup_anndata` with arguments:
+        ...
         """
         return part(io.read_files(Path(dir_path), prefix or ""), "registry")
 
     @staticmethod
     def view_setup_args(dir_path: str, prefix: str | None = None) -> None:
-        """Show the arguments of :meth:`setup_anndata` that a saved model was made with; see :meth:`load`."""
+        """Show the arguments of :meth:`setup_anndata` that a saved model was made with; see :meth:`load_registry`."""
         # scvi-tools uses this module without importing it.
         import_module("rich.pretty")
         AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path, prefix))
@@ -300,6 +315,11 @@ class PersistenceMixin:
         -------
         str
             Markdown, as :meth:`save` writes to ``model_card.md``.
+
+        Examples
+        --------
+        >>> print(model.card().splitlines()[2])
+        ## Trained on
         """
         given = {**self.init_params_["non_kwargs"], **self.init_params_["kwargs"].get("module_kwargs", {})}
         settings = {**given, "n_categories": self.n_categories}
@@ -311,6 +331,7 @@ class PersistenceMixin:
                 "categories": list(self.category_names),
                 "trained": self.is_trained_,
                 "training": self.training_,
+                "references": self.references_ or [],
                 "versions": _versions() if self.training_ is None else self.training_["versions"],
             }
         )

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi.module import find_shift, train_new_batches_only, with_new_batches
 
 from ._covariates import check_known, known_batches
 from ._devices import resolve_device
 from ._genes import check_same_genes
+from ._mixin import Mixin
 from ._saved import part, take_over
 
 #: Cells of a new batch that its shift is found in, at most, and how often.
@@ -21,10 +21,8 @@ _MAX_CELLS = 5_000
 _N_ROUNDS = 5
 
 
-class QueryMixin:
+class QueryMixin(Mixin):
     """Lets a trained model learn batches that it has not seen."""
-
-    module: BaseModuleClass
 
     @classmethod
     def load_query_data(
@@ -70,9 +68,13 @@ class QueryMixin:
 
         Examples
         --------
-        >>> query = CplMixVI.load_query_data(adata, model)
-        >>> query.train()
-        >>> cplmixvi.tl.annotate(adata, query)
+        >>> cplmixvi.CplMixVI.setup_anndata(adata, batch_key="batch")
+        >>> model = cplmixvi.CplMixVI(adata, n_categories=3)
+        >>> model.train()
+        >>> new.obs["batch"] = "tuesday"
+        >>> query = cplmixvi.CplMixVI.load_query_data(new, model)
+        >>> query.train(max_epochs=100)
+        >>> cplmixvi.tl.annotate(new, query)
         """
         target = resolve_device(accelerator, device)
         if isinstance(reference_model, str | Path):
@@ -93,6 +95,7 @@ class QueryMixin:
         n_known = len(known_batches(registry))
         saved.weights = with_new_batches(saved.weights, model.module, n_known)
         take_over(model, saved)
+        model.references_ = [model.training_, *(model.references_ or [])]
         # What is said of the reference's cells one by one.
         for name in ("condition_", "history_", "train_indices_", "validation_indices_", "test_indices_", "training_"):
             setattr(model, name, None)

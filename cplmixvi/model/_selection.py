@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi.augment import codes_of, combined
 from cplmixvi.train import MAX_SELECTION_CELLS, Selection, half_encoder, select_n_categories
+
+from ._mixin import Mixin
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +22,9 @@ logger = logging.getLogger(__name__)
 WEAK = 0.25
 
 
-class SelectionMixin:
+class SelectionMixin(Mixin):
     """Finds the number of categories from the data."""
 
-    module: BaseModuleClass
     #: Columns of the table of the last selection, each a list; kept with the model when it is saved.
     selection_: dict[str, list[float]] | None = None
 
@@ -67,6 +67,12 @@ class SelectionMixin:
         -----
         UserWarning
             If halves of the data hardly agree, whatever the number.
+
+        Examples
+        --------
+        >>> selection = model.select_n_categories([2, 3, 4])
+        >>> selection.n_categories in (2, 3, 4)
+        True
         """
         if self.adata is None:
             raise ValueError(

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass
 
 from cplmixvi.module import Covariates, JointPosterior, decode_states, infer_jointly, kl_normal
+
+from ._mixin import Mixin
 
 #: Cells that the arms are aligned on, and cells whose covariates decoded states are averaged over.
 MAX_ALIGNMENT_CELLS = 20_000
@@ -36,10 +37,8 @@ class Decoded:
     flips: np.ndarray
 
 
-class StatesMixin:
+class StatesMixin(Mixin):
     """Getters of the continuous states."""
-
-    module: BaseModuleClass
 
     def get_state(
         self,
@@ -150,6 +149,12 @@ class StatesMixin:
         ------
         ValueError
             If the category is not one of the model's, or the states have another number of dimensions.
+
+        Examples
+        --------
+        >>> decoded = model.decode_state(np.zeros((1, 2)), model.category_names[0])
+        >>> decoded.expression.shape == (1, adata.n_vars)
+        True
         """
         self._check_if_trained(warn=False)
         state = torch.as_tensor(np.asarray(state), dtype=torch.float32, device=self.module.device)
@@ -163,7 +168,7 @@ class StatesMixin:
             library_size = float(self.module.target_library)
         held = torch.full((len(state),), code, device=state.device)
         library = torch.full((len(state), 1), float(library_size), device=state.device)
-        total, flips = 0.0, 0.0
+        total, flips = library.new_zeros(()), library.new_zeros(())
         rows, weights = self._covariate_rows(adata, indices)
         for row, weight in zip(rows, weights, strict=True):
             covariates = _repeat(row, len(state))
@@ -218,6 +223,10 @@ class StatesMixin:
         ----------
         batches
             Minibatches of cells to find them on; at most 20,000 of the cells that were trained on if `None`.
+
+        Examples
+        --------
+        >>> model.align_arms()
         """
         if batches is None:
             some = self.train_indices

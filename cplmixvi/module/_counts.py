@@ -57,7 +57,7 @@ class GammaTable:
         self._gene = torch.arange(len(theta), dtype=torch.int32)
         # A learned copy may be off a count by rounding, and a noisy one by more.
         off = torch.zeros_like(theta)
-        for rows in row_blocks(*x.shape, on_cpu=True):
+        for rows in row_blocks(len(x), x.shape[1], on_cpu=True):
             small = x[rows].clamp(max=TABLE_COUNTS)
             torch.maximum(off, small.sub_(small.int()).amax(0), out=off)
         self._others = ((off > 0) | (x.amax(0) > TABLE_COUNTS)).nonzero().view(-1)
@@ -128,7 +128,7 @@ class NegativeBinomialScore(torch.autograd.Function):
         terms, inverse, log_theta = gamma_terms(theta, x), theta.reciprocal(), theta.log()
         rho = product(hidden, weight, bias)
         score = x.new_empty(len(x))
-        for rows in row_blocks(*x.shape, x.device.type == "cpu"):
+        for rows in row_blocks(len(x), x.shape[1], x.device.type == "cpu"):
             counts, depth, share = x[rows], library[rows], rho[rows]
             share -= share.amax(-1, keepdim=True)
             value = (counts * share).sum(-1)
@@ -149,7 +149,7 @@ class NegativeBinomialScore(torch.autograd.Function):
         """Gradients of ``hidden``, ``weight``, ``bias`` and ``log_theta``."""
         hidden, weight, theta, library, x, rho = ctx.saved_tensors
         inverse, to_theta, to_logits = theta.reciprocal(), torch.zeros_like(theta), torch.empty_like(x)
-        for rows in row_blocks(*x.shape, x.device.type == "cpu"):
+        for rows in row_blocks(len(x), x.shape[1], x.device.type == "cpu"):
             counts, share, weights = x[rows], rho[rows], gradient[rows]
             mu = share * library[rows]
             ratio = mu * inverse

@@ -126,7 +126,7 @@ class Coupling(nn.Module):
         return Disagreement(pairwise_distance2(coordinates), within / total.clamp_min(1e-12))
 
     def _variance(self, log_q: torch.Tensor) -> torch.Tensor:
-        running = self.running_variance
+        running: torch.Tensor = self.running_variance
         if not self.training or log_q.shape[1] < 2:
             return running
         batch = category_variance(log_q.exp())
@@ -151,5 +151,5 @@ def pairwise_agreement(labels: torch.Tensor) -> torch.Tensor:
     n_arms = len(labels)
     if n_arms < 2:
         return torch.full(labels.shape[1:], torch.nan, device=labels.device)
-    equal = sum((labels[a] == labels[b]).float() for a in range(n_arms) for b in range(a + 1, n_arms))
-    return equal / (n_arms * (n_arms - 1) / 2)
+    pairs = [labels[a] == labels[b] for a in range(n_arms) for b in range(a + 1, n_arms)]
+    return torch.stack(pairs).float().mean(0)

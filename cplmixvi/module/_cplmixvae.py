@@ -307,20 +307,10 @@ class CplMixVAE(BaseModuleClass):
         arms in nats per cell, so that their sum is a negative evidence lower bound whatever the coupling.
         """
         outputs: list[ArmOutput] = inference_outputs["arms"]
-        reconstruction = -torch.stack(
-            [
-                arm.likelihood.score(*decoded, view)
-                for arm, decoded, view in zip(
-                    self.arms, generative_outputs["decoded"], inference_outputs["views"], strict=True
-                )
-            ]
-        )
-        kl_state = torch.stack(
-            [
-                kl_normal(output.mean, output.variance, *prior(output.c))
-                for prior, output in zip(self.priors, outputs, strict=True)
-            ]
-        )
+        parts = zip(self.arms, generative_outputs["decoded"], inference_outputs["views"], strict=True)
+        reconstruction = -torch.stack([arm.likelihood.score(*decoded, view) for arm, decoded, view in parts])
+        states = zip(self.priors, outputs, strict=True)
+        kl_state = torch.stack([kl_normal(state.mean, state.variance, *prior(state.c)) for prior, state in states])
         log_qc = torch.stack([output.log_qc for output in outputs])
         neg_entropy = negative_entropy(log_qc.exp())
         distance2, share = self.coupling(log_qc)

@@ -178,7 +178,7 @@ class SquaredErrorLikelihood(NormalLikelihood):
 
     def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
         """Minus half the squared error, shape ``(..., n_cells)``."""
-        return -half_squared_error(x, px.loc)
+        return -half_squared_error(x, px.mean)
 
 
 class BernoulliLikelihood(Likelihood):

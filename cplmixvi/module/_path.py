@@ -82,7 +82,7 @@ class LinearPath(nn.Module):
         # infinite, and the axes are zero.
         clip = self.clip.clamp_max(1e6)
         scale, axes = self.inverse_scale / clip, (self.axes * clip).t()
-        blocks = row_blocks(*x.shape, x.device.type == "cpu")
+        blocks = row_blocks(len(x), x.shape[1], x.device.type == "cpu")
         means = mean.expand_as(x)
         standardised = ((x[rows] - means[rows]).mul_(scale).clamp_(-1, 1) for rows in blocks)
         return torch.cat([linear(block, axes) for block in standardised])

@@ -49,8 +49,8 @@ def infer_jointly(module: CplMixVAE, x: torch.Tensor, covariates: Covariates) ->
     -------
     JointPosterior
     """
-    hidden, log_qc = zip(*(arm.encode(x, covariates) for arm in module.arms), strict=True)
-    log_qc = torch.stack(log_qc)
+    hidden, of_arms = zip(*(arm.encode(x, covariates) for arm in module.arms), strict=True)
+    log_qc = torch.stack(of_arms)
     category = log_qc.exp().mean(0).argmax(-1)
     c = nn.functional.one_hot(category, module.n_categories).to(x.dtype)
     mean, variance = zip(*(arm.state(h, c) for arm, h in zip(module.arms, hidden, strict=True)), strict=True)

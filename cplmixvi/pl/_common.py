@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.colors import Colormap
     from matplotlib.image import AxesImage
 
@@ -129,10 +129,10 @@ def dress(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=_STYLE["xtick.labelsize"])
     for label in (ax.xaxis.label, ax.yaxis.label):
-        label.set_size(_STYLE["axes.labelsize"])
+        label.set_fontsize(_STYLE["axes.labelsize"])
 
 
-def label_ticks(axis: Axis, labels: Sequence[str]) -> None:
+def label_ticks(axis: XAxis | YAxis, labels: Sequence[str]) -> None:
     """Put one tick at each integer position, or at every second, third, ... one where there is no room for all."""
     box = axis.axes.get_window_extent()
     length = (box.width if axis.axis_name == "x" else box.height) / axis.axes.figure.dpi

@@ -50,7 +50,12 @@ class ValuesReport:
 
 
 def check_likelihood(likelihood: str) -> None:
-    """Raise a ValueError unless ``likelihood`` is one that the package knows."""
+    """Raise a ValueError unless ``likelihood`` is one that the package knows.
+
+    Examples
+    --------
+    >>> check_likelihood("nb")
+    """
     if likelihood not in LIKELIHOODS:
         raise ValueError(
             f"likelihood={likelihood!r} given, known are {', '.join(LIKELIHOODS)}: 'nb' suits raw counts, 'normal' log "
@@ -59,12 +64,23 @@ def check_likelihood(likelihood: str) -> None:
 
 
 def is_whole(value: object) -> bool:
-    """Whether ``value`` is a whole number, of Python or NumPy; True and False are none."""
+    """Whether ``value`` is a whole number, of Python or NumPy; True and False are none.
+
+    Examples
+    --------
+    >>> is_whole(3), is_whole(3.5), is_whole(True)
+    (True, False, False)
+    """
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_n_categories(n_categories: int, n_obs: int, labels: Sequence[str] = ()) -> None:
-    """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells, and one per label."""
+    """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells, and one per label.
+
+    Examples
+    --------
+    >>> check_n_categories(8, n_obs=4_000)
+    """
     if not is_whole(n_categories) or not 1 <= n_categories <= n_obs:
         raise ValueError(
             f"n_categories={n_categories!r} given for {n_obs} cells, a whole number from 1 to {n_obs} is needed: lower "
@@ -132,6 +148,10 @@ def check_structure(X, where: str = "adata.X") -> None:
     """Raise a ValueError if a sparse matrix in memory refers to cells or genes that it has not.
 
     SciPy looks at that only when asked to, and ends the process where it does arithmetic with such a matrix.
+
+    Examples
+    --------
+    >>> check_structure(adata.X)
     """
     if not sparse.issparse(X) or X.format not in ("csr", "csc"):
         return
@@ -187,6 +207,11 @@ def check_values(
     -----
     UserWarning
         When values under "normal" or "mse" are too large for logarithms.
+
+    Examples
+    --------
+    >>> check_values(adata.X, "nb").integral
+    True
     """
     check_likelihood(likelihood)
     _check_shape(X, where, min_cells)
@@ -269,6 +294,10 @@ def check_setup(
     ------
     ValueError
         When there are no cells or genes, gene names repeat, the layer or a column is missing, or a cell lacks a value.
+
+    Examples
+    --------
+    >>> check_setup(adata, obs_keys=["batch"])
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed")

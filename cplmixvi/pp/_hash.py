@@ -26,6 +26,11 @@ def input_hash(X, var_names: Sequence[str]) -> str:
     -------
     str
         64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> len(input_hash(adata.X, adata.var_names))
+    64
     """
     if getattr(X, "format", "csr") != "csr":
         # Blocks of rows are needed; a column-compressed matrix would be cut into blocks of columns.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -43,7 +43,7 @@ def _compression(X) -> str | None:
     return kind if kind in {"csr", "csc"} else None
 
 
-def iter_blocks(X, *, entries: int | None = None) -> Iterator[tuple[int, int, object]]:
+def iter_blocks(X, *, entries: int | None = None) -> Iterator[tuple[int, int, Any]]:
     """Cut a matrix along the axis that is cheap to cut.
 
     Parameters
@@ -95,12 +95,23 @@ def as_csr(adata: AnnData, layer: str | None = None, *, dtype=np.float32) -> spa
     ------
     ValueError
         When there is no such layer.
+
+    Examples
+    --------
+    >>> as_csr(adata).dtype
+    dtype('float32')
     """
     return to_csr(get_matrix(adata, layer), dtype=dtype)
 
 
 def to_csr(X, *, dtype=np.float32) -> sparse.csr_matrix:
-    """:func:`as_csr` for a bare matrix."""
+    """:func:`as_csr` for a bare matrix.
+
+    Examples
+    --------
+    >>> to_csr(np.eye(3)).nnz
+    3
+    """
     if _compression(X) is not None and not sparse.issparse(X):
         X = X.to_memory()
     if sparse.issparse(X):
@@ -113,7 +124,13 @@ def to_csr(X, *, dtype=np.float32) -> sparse.csr_matrix:
 
 
 def library_size(X) -> np.ndarray:
-    """Total of every cell, shape ``(n_obs,)``, float64; ``X`` of any kind, read in blocks."""
+    """Total of every cell, shape ``(n_obs,)``, float64; ``X`` of any kind, read in blocks.
+
+    Examples
+    --------
+    >>> library_size(np.array([[1, 2], [0, 4]]))
+    array([3., 4.])
+    """
     totals = np.zeros(X.shape[0])
     for row, _, block in iter_blocks(X):
         totals[row : row + block.shape[0]] += np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()

@@ -254,5 +254,5 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
             joint = infer_jointly(module, module.encoder_input(x), one_batch)
             states, _ = mean_over_arms(*module.alignment(joint.mean, joint.variance, joint.category))
             parts.append((joint.log_qc.exp().mean(0).cpu(), states.cpu()))
-        proba, states = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-        return proba, states
+        proba, found = zip(*parts, strict=True)
+        return torch.cat(proba).numpy(), torch.cat(found).numpy()

@@ -217,6 +217,10 @@ def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite
     ------
     ValueError
         If ``key_added`` is not a valid name or entries of another origin exist.
+
+    Examples
+    --------
+    >>> check_destination(adata, "another_name")
     """
     check_key(key_added)
     if not overwrite:

@@ -89,17 +89,19 @@ def rank_genes(
     labels = read_labels(adata, key)
     groups = _large_enough(labels, key)
     cells = _cells_to_test(adata, labels, layer, key)
-    sc.tl.rank_genes_groups(
-        cells,
-        key,
-        groups=groups,
-        method=method,
-        n_genes=n_genes,
-        use_raw=False,
-        pts=True,
-        key_added=keys.ranking,
-        **({"tie_correct": True} if method == "wilcoxon" else {}),
-    )
+    # A gene with one value in all cells has no rank: 0 / 0 there, which scanpy makes a score of 0 with a warning.
+    with np.errstate(invalid="ignore"):
+        sc.tl.rank_genes_groups(
+            cells,
+            key,
+            groups=groups,
+            method=method,
+            n_genes=n_genes,
+            use_raw=False,
+            pts=True,
+            key_added=keys.ranking,
+            **({"tie_correct": True} if method == "wilcoxon" else {}),
+        )
     # Where the values came from, which is what scanpy's plots draw.
     cells.uns[keys.ranking]["params"]["layer"] = layer
     adata.uns[keys.ranking] = cells.uns[keys.ranking]

@@ -275,8 +275,8 @@ def _decode(
         )
         expression.append(decoded.expression.reshape(n_paths, n_steps, -1))
         flips.append(decoded.flips.reshape(n_paths, n_steps).mean(1))
-    decoded = np.stack(expression).astype(np.float32)
-    return np.log1p(decoded) if model.likelihood in COUNT_LIKELIHOODS else decoded, np.stack(flips)
+    values = np.stack(expression).astype(np.float32)
+    return np.log1p(values) if model.likelihood in COUNT_LIKELIHOODS else values, np.stack(flips)
 
 
 def _summarise(walks, expression, flips, values, labels, genes, own, sets, moved, on_counts) -> Traversal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cplmixvi._constants import CELL_KEY
@@ -62,7 +64,7 @@ class GuideAnswers:
         return {"guide": guide_state(self.guide), "kept": self._kept, "asked": asked, "which": self._which}
 
     @classmethod
-    def of(cls, state: dict[str, object], module: CplMixVAE) -> GuideAnswers:
+    def of(cls, state: dict[str, Any], module: CplMixVAE) -> GuideAnswers:
         """Make again what :meth:`state` is of, on the module's device."""
         answers = cls(guide_of(state["guide"]).to(module.device), module)
         if state["kept"] is not None:

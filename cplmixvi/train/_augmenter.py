@@ -65,7 +65,8 @@ class AugmenterPlan(LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the generator, and Adam with less momentum for the discriminator, whose task changes."""
-        slow, fast = [], []
+        slow: list[torch.nn.Parameter] = []
+        fast: list[torch.nn.Parameter] = []
         for name, parameter in self.augmenter.generator.named_parameters():
             # Each of these is seen once per step, and moves by no more than the rate in it.
             (fast if name in ("emission.log_theta", "emission.log_scale") else slow).append(parameter)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,9 +120,13 @@ def restore_trainer(trainer: Trainer, state: dict) -> None:
     loop._batches_that_stepped = step
 
 
-def random_states() -> dict[str, object]:
+def random_states() -> dict[str, Any]:
     """States of all global generators."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states

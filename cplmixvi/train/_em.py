@@ -106,6 +106,15 @@ class MixtureEM:
         self.dof = dof
         self.generator = generator or torch.Generator().manual_seed(0)
 
+    def fit(
+        self,
+        views: Sequence[torch.Tensor],
+        starts: Sequence[torch.Tensor] | None = None,
+        known: torch.Tensor | None = None,
+    ) -> Fit:
+        """Find a mixture; those that inherit say from where."""
+        raise NotImplementedError
+
     def posterior(self, views: Sequence[torch.Tensor], fit: Fit) -> torch.Tensor:
         """Probability of every component at points ``views``, ``(n, K)``."""
         return torch.softmax(self._log_joint(views, fit.mixtures, fit.weight)[0], dim=1)

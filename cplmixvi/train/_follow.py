@@ -45,7 +45,8 @@ def follow_guide(
     projection = answers.guide.answer.projection
     for arm in module.arms:
         arm.path.follow(projection.mean, projection.scale, projection.axes, CLIP)
-    coordinates, said, n_cells = [[] for _ in module.arms], [], 0
+    coordinates: list[list[torch.Tensor]] = [[] for _ in module.arms]
+    said, n_cells = [], 0
     for tensors in batches:
         if n_cells >= max_cells:
             break

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from ._views import Opinion, Projection, View, ViewConsensus
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def guide_state(guide: ViewConsensus) -> dict[str, list]:
@@ -46,7 +50,7 @@ def _view_of(buffers: dict[str, torch.Tensor], dof: float) -> View:
     return view
 
 
-def _without_fit(kind: type[nn.Module], buffers: dict[str, torch.Tensor]) -> nn.Module:
+def _without_fit(kind: type[Kind], buffers: dict[str, torch.Tensor]) -> Kind:
     """Make a module of what its constructor, which fits it to cells, would have found."""
     module = kind.__new__(kind)
     nn.Module.__init__(module)

@@ -113,7 +113,7 @@ class SharedCovarianceMixture(MixtureEM):
         lose by giving its points to the others. The most promising pairs are tried on all points. Components that are
         known for some point stay, and of their halves that with most of these points keeps their name.
         """
-        tried = set()
+        tried: set[tuple[int, ...]] = set()
         while budget > 0 and self.n_components > 1:
             log_p = certain(self._log_joint(views, fit.mixtures, fit.weight)[0], known)
             loss = _removal_loss(log_p)

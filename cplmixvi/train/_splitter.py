@@ -55,6 +55,9 @@ class CplMixSplitter(DataSplitter):
     """
 
     data_loader_cls = CellLoader
+    train_idx: np.ndarray
+    val_idx: np.ndarray
+    test_idx: np.ndarray
 
     def __init__(self, *args, batch_size: int = 128, **kwargs):
         if batch_size < 2:
