@@ -124,6 +124,32 @@ class TestTraining:
             assert not any(same) if name == moves else all(same)
         assert int(model.module.n_steps) == 7
 
+    @UNSOUND
+    def test_an_interrupted_training_goes_on_as_it_would_have(self, shapes, tmp_path, monkeypatch):
+        def made():
+            scvi.settings.seed = 0
+            InfoGAN.setup_anndata(shapes)
+            return InfoGAN(shapes, 3, n_channels=2, n_hidden=8)
+
+        whole = made()
+        whole.train(max_epochs=4, batch_size=64, **QUIET)
+        part = made()
+        usual = part.module.generator_loss
+
+        def interrupted(*args):
+            if int(part.module.n_steps) == 17:
+                raise RuntimeError("crash")
+            return usual(*args)
+
+        monkeypatch.setattr(part.module, "generator_loss", interrupted)
+        with pytest.raises(RuntimeError, match="crash"):
+            part.train(max_epochs=4, batch_size=64, checkpoint_dir=tmp_path, checkpoint_every=1, **QUIET)
+        resumed = made()
+        resumed.train(max_epochs=4, batch_size=64, resume=tmp_path, **QUIET)
+        assert int(resumed.module.n_steps) == int(whole.module.n_steps) == 28
+        for name, value in whole.module.state_dict().items():
+            torch.testing.assert_close(resumed.module.state_dict()[name], value, msg=name)
+
     def test_every_weight_that_is_used_belongs_to_one_network(self):
         module = module_of()
         generator, discriminator = ({*map(id, weights)} for weights in (module.generator, module.discriminator))
