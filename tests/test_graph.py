@@ -10,7 +10,7 @@ import cplmixvi as cpl
 from cplmixvi.metrics import ari
 from cplmixvi.train import _choice
 from cplmixvi.train._choice import choose_start
-from cplmixvi.train._graph import GraphMixture, communities
+from cplmixvi.train._graph import GraphMixture, _linked, communities
 from cplmixvi.train._views import usual_dimensions
 
 
@@ -24,9 +24,10 @@ def blobs(sizes, *, n_dims=6, distance=12.0, seed=0):
 
 def test_communities_are_as_many_as_wanted_and_small_where_types_are_small():
     points, truth = blobs([400, 200, 100, 40, 25])
-    labels = communities(points, 5)
-    assert ari(truth, labels) == 1
-    assert sorted(np.bincount(labels)) == [25, 40, 100, 200, 400]
+    for join_pieces in (False, True):
+        labels = communities(points, 5, join_pieces=join_pieces)
+        assert ari(truth, labels) == 1
+        assert sorted(np.bincount(labels)) == [25, 40, 100, 200, 400]
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3])
@@ -34,10 +35,50 @@ def test_fewer_communities_than_the_graph_has_parts_are_joined_by_distance(wante
     near = np.array([[0.0, 0], [8, 0], [60, 0], [68, 0]], dtype=np.float32)
     rng = np.random.default_rng(0)
     points = np.repeat(near, 50, axis=0) + rng.standard_normal((200, 2)).astype(np.float32)
-    labels = communities(points, wanted)
-    assert set(labels) == set(range(wanted))
-    if wanted == 2:
-        assert ari(np.repeat([0, 0, 1, 1], 50), labels) == 1
+    for join_pieces in (False, True):
+        labels = communities(points, wanted, join_pieces=join_pieces)
+        assert set(labels) == set(range(wanted))
+        if wanted == 2:
+            assert ari(np.repeat([0, 0, 1, 1], 50), labels) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_small_communities_are_told_from_pieces_of_large_ones(seed):
+    """Two long bands of 1,200 points, and three clouds of 30 beside one of them."""
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(5), [1200, 1200, 30, 30, 30])
+    points = rng.standard_normal((len(truth), 4))
+    for band, height in enumerate((0, 20)):
+        points[truth == band, 0] += rng.uniform(-20, 20, 1200)
+        points[truth == band, 1] += height
+    for cloud, place in zip((2, 3, 4), (-13, 0, 13), strict=True):
+        points[truth == cloud, :2] += (place, -5)
+    points = points.astype(np.float32)
+    assert ari(truth, communities(points, 5)) < 0.7
+    joined = communities(points, 5, join_pieces=True)
+    assert ari(truth, joined) > 0.98
+    assert sorted(np.bincount(joined))[:3] == pytest.approx([30] * 3, abs=3)
+
+
+def test_pieces_are_joined_where_the_least_share_of_edges_is_left_leading_out():
+    """Four communities of which one has no edge to another, by hand; as if one edge more led out, of mean weight w."""
+    labels = np.arange(8) // 2
+    edges = np.array([[0, 1], [2, 3], [4, 5], [6, 7], [0, 2], [1, 3], [3, 4]])
+    weights = np.array([1.0, 2.0, 3.0, 1.0, 0.5, 0.5, 0.4])
+    w = weights.mean()
+
+    def phi(out, inside):
+        return np.log((out + w) / (out + 2 * inside + w))
+
+    apart = phi(1, 1), phi(1.4, 2), phi(0.4, 3), phi(0, 1)
+    first, second = phi(0.4, 4) + apart[2], phi(1, 5.4) + apart[0]
+    assert first < second
+    union, openness = _linked(labels, edges, weights, 4)
+    assert union.tolist() == [0, 1, 2, 3] and openness == pytest.approx(sum(apart))
+    union, openness = _linked(labels, edges, weights, 3)
+    assert union.tolist() == [0, 0, 1, 2] and openness == pytest.approx(first + apart[3])
+    # What no edge leads to is left alone.
+    assert _linked(labels, edges, weights, 1)[0].tolist() == [0, 0, 0, 1]
 
 
 def test_communities_depend_on_their_seed_alone():

@@ -101,6 +101,20 @@ def test_every_table_is_of_data_and_methods_that_there_are(harness):
         assert set(table.data) <= set(cases.CASES)
         assert set(table.methods) <= set(cases.METHODS)
         assert set(table.by_default) <= set(table.data)
+        assert set(table.only) <= set(table.methods)
+        for data in table.only.values():
+            assert set(data) <= set(table.data)
+
+
+def test_a_method_of_images_is_fitted_to_these_only(harness):
+    table = harness("_tables").TABLES["table1"]
+    fits = table.fits(None, ["cplmixvi", "InfoGAN"], 2)
+    assert fits[:2] == [("mnist", "cplmixvi", 0), ("mnist", "InfoGAN", 0)]
+    assert [fit for fit in fits if fit[1] == "InfoGAN"] == [("mnist", "InfoGAN", 0), ("mnist", "InfoGAN", 1)]
+    assert len(fits) == 2 * (len(table.by_default) + 1)
+    assert table.fits(["zeisel48"], ["InfoGAN"], 3) == []
+    claimed = [claim.data for claim in harness("_tables").claims() if claim.method == "InfoGAN"]
+    assert claimed == ["mnist"]
 
 
 def test_figures_follow_the_taxonomy_and_the_matching(harness):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +12,7 @@ REPORTED = {
     ("mnist", "cplmixvi"): "84.56 ± 6.47",
     ("mnist", "JointVAE"): "68.99 ± 11.76",
     ("mnist", "CascadeVAE"): "81.41 ± 9.54",
+    ("mnist", "InfoGAN"): "77.87 ± 21.68",
     ("dsprites", "cplmixvi"): "96.30 ± 9.15",
     ("dsprites", "JointVAE"): "44.79 ± 3.88",
     ("dsprites", "CascadeVAE"): "78.84 ± 15.65",
@@ -40,12 +41,25 @@ class Table:
         Scores that every fit must have: one without them, from before they were taken, is repeated.
     by_default
         Data sets that are fitted unless others are named; all if empty.
+    only
+        Data sets that a method is fitted to, of methods that are not for all.
     """
 
     data: tuple[str, ...]
     methods: tuple[str, ...]
     needs: tuple[str, ...] = ()
     by_default: tuple[str, ...] = ()
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def fits(self, data: list[str] | None, methods: list[str] | None, seeds: int) -> list[tuple[str, str, int]]:
+        """Fits of the data sets and methods that are asked for, where these can be fitted."""
+        return [
+            (name, method, seed)
+            for seed in range(seeds)
+            for name in data or self.by_default or self.data
+            for method in methods or self.methods
+            if name in self.only.get(method, self.data)
+        ]
 
 
 TABLES = {
@@ -53,7 +67,8 @@ TABLES = {
     # CascadeVAE decodes its cells 115 times.
     "table1": Table(
         ("mnist", "dsprites", "tasic2016", "zeisel48", "simulated115", "tasic2018"),
-        (*COMPARED, "paper's objective"),
+        (*COMPARED, "InfoGAN", "paper's objective"),
+        only={"InfoGAN": ("mnist",)},
         by_default=("mnist", "dsprites", "tasic2016", "zeisel48"),
     ),
     "tableS1": Table(
@@ -155,6 +170,7 @@ def claims() -> list[Claim]:
         Claim("table1", data, method, "accuracy", "accuracy", REPORTED.get((data, method), ""))
         for data in TABLES["table1"].data
         for method in TABLES["table1"].methods
+        if data in TABLES["table1"].only.get(method, TABLES["table1"].data)
     ]
     votes = [
         Claim("disentanglement", "dsprites", method, "disentanglement", "disentanglement", paper)

@@ -53,7 +53,8 @@ def run(name: str, method: str, seed: int, setting: str) -> dict:
         "n_used": int(model.report().n_used),
         "n_images": train.n_obs,
         "epochs": int(model.trainer.max_epochs),
-        "steps": int(model.trainer.global_step),
+        # Lightning counts a step of each of two optimisers.
+        "steps": int(model.trainer.global_step) // len(model.trainer.optimizers),
         "seconds": round(seconds, 1),
     }
 
@@ -93,8 +94,7 @@ def main() -> None:
         unknown = sorted(set(given or ()) - set(known))
         if unknown:
             parser.error(f"{', '.join(unknown)} not in {options.table}; there are {', '.join(known)}")
-    data, methods = options.data or table.by_default or table.data, options.methods or table.methods
-    wanted = [(d, m, s) for s in range(options.seeds) for d in data for m in methods]
+    wanted = table.fits(options.data, options.methods, options.seeds)
     for each in [] if options.render else wanted:
         if each in done:
             continue

@@ -36,11 +36,21 @@ class GraphMixture(MixtureEM):
         Of :class:`~cplmixvi.train._em.MixtureEM`; one covariance for all types by default.
     n_iterations
         Steps of expectation maximisation from the communities; a single one gives each its mean and covariance.
+    join_pieces
+        Of :func:`communities`.
     """
 
-    def __init__(self, n_components: int, *, shrinkage: float = float("inf"), n_iterations: int = 30, **em_options):
+    def __init__(
+        self,
+        n_components: int,
+        *,
+        shrinkage: float = float("inf"),
+        n_iterations: int = 30,
+        join_pieces: bool = False,
+        **em_options,
+    ):
         super().__init__(n_components, shrinkage=shrinkage, **em_options)
-        self.n_iterations = n_iterations
+        self.n_iterations, self.join_pieces = n_iterations, join_pieces
 
     def fit(
         self,
@@ -69,9 +79,8 @@ class GraphMixture(MixtureEM):
             rows = some_rows(len(views[0]), MAX_POINTS, known, generator=self.generator)
         some, of_some = [view[rows] for view in views], None if known is None else known[rows]
         widest = max(some, key=lambda view: view.shape[1])
-        labels = communities(
-            widest.numpy(), self.n_components, seed=int(torch.randint(2**31 - 1, (1,), generator=self.generator))
-        )
+        seed = int(torch.randint(2**31 - 1, (1,), generator=self.generator))
+        labels = communities(widest.numpy(), self.n_components, join_pieces=self.join_pieces, seed=seed)
         own = torch.nn.functional.one_hot(torch.from_numpy(labels), self.n_components).float()
         begun = own if starts is None else _most_typical([own, *(start[rows] for start in starts)])
         fit = self.maximise(some, begun, n_iterations=self.n_iterations, known=of_some)
@@ -80,19 +89,26 @@ class GraphMixture(MixtureEM):
         return self.maximise(views, self.posterior(views, fit), n_iterations=min(10, self.n_iterations), known=known)
 
 
-def communities(points: np.ndarray, n_communities: int, *, seed: int = 0) -> np.ndarray:
-    """Label points by communities of their neighbour graph (Leiden, modularity), found by bisection of the resolution.
+def communities(points: np.ndarray, n_communities: int, *, join_pieces: bool = False, seed: int = 0) -> np.ndarray:
+    r"""Label points by communities of their neighbour graph.
 
-    Edges join a point to its 15 nearest, weighted by the share of neighbours that both have in common. If no resolution
-    gives the number wanted, there are more communities first, and the pairs whose union adds least to the squared
-    distances to the means (Ward's criterion) are joined.
+    Edges join a point to its 15 nearest, weighted by the share of neighbours that both have in common. Communities are
+    those of modularity (Leiden), their number found by bisection of the resolution.
 
     Parameters
     ----------
     points
         ``(n, d)``.
     n_communities
-        Their number; there are fewer only where the finest resolution gives fewer.
+        Their number; there are fewer only where the finest resolution gives fewer. If no resolution gives the number
+        wanted, there are more first, and the pairs whose union adds least to the squared distances to the means (Ward's
+        criterion) are joined.
+    join_pieces
+        Whether to look for communities of very unequal sizes too. At any resolution modularity cuts large types in
+        pieces before it finds the small ones. So twice as many communities are found as well and joined by what does
+        not depend on their sizes, the share of edges that lead out of each, :math:`\phi_c`: of pairs with common edges
+        those whose union adds least to :math:`\sum_c\log\phi_c`. Of the two labellings that with the lower sum is
+        taken. Where most edges lead out, as between many types of cells, that says nothing.
     seed
         Of the order of moves.
 
@@ -101,6 +117,19 @@ def communities(points: np.ndarray, n_communities: int, *, seed: int = 0) -> np.
     Codes from 0, ``(n,)``.
     """
     graph, weights = _neighbour_graph(points)
+    labels = _leiden(graph, weights, n_communities, seed)
+    if join_pieces:
+        edges = np.array(graph.get_edgelist(), dtype=np.int64).reshape(-1, 2)
+        found = []
+        for some in (labels, _leiden(graph, weights, 2 * n_communities, seed)):
+            union, openness = _linked(some, edges, weights, n_communities)
+            found.append((-union.max(), openness, union[some]))
+        labels = min(found, key=lambda entry: entry[:2])[2]
+    return _joined(points, labels, n_communities)
+
+
+def _leiden(graph: igraph.Graph, weights: np.ndarray, n_wanted: int, seed: int) -> np.ndarray:
+    """Communities at the lowest resolution tried that gives as many as wanted, or the most; codes from 0."""
     igraph.set_random_number_generator(random.Random(seed))
     try:
         low, high, best = 1e-2, 1e2, None
@@ -111,15 +140,54 @@ def communities(points: np.ndarray, n_communities: int, *, seed: int = 0) -> np.
             )
             labels, n_found = np.asarray(found.membership), len(found)
             # The least that is enough; before there is one, the most that there is.
-            enough = best is not None and best.max() + 1 >= n_communities
-            if best is None or (n_found >= n_communities if not enough else n_communities <= n_found <= best.max()):
+            enough = best is not None and best.max() + 1 >= n_wanted
+            if best is None or (n_found >= n_wanted if not enough else n_wanted <= n_found <= best.max()):
                 best = labels
-            if n_found == n_communities:
+            if n_found == n_wanted:
                 break
-            low, high = (low, resolution) if n_found > n_communities else (resolution, high)
+            low, high = (low, resolution) if n_found > n_wanted else (resolution, high)
     finally:
         igraph.set_random_number_generator(random)
-    return _joined(points, best, n_communities)
+    return best
+
+
+def _linked(labels: np.ndarray, edges: np.ndarray, weights: np.ndarray, n_wanted: int) -> tuple[np.ndarray, float]:
+    r"""Join communities that edges lead between, see :func:`communities`.
+
+    Returns
+    -------
+    Code of every community's union, and :math:`\sum_c\log\phi_c` of the unions.
+    """
+    n = int(labels.max()) + 1
+    union = np.arange(n)
+    between = np.zeros((n, n))
+    first, second = labels[edges].T
+    np.add.at(between, (first, second), weights)
+    between += between.T
+    # As if one edge more led out: parts that none leaves would outweigh all others.
+    one = float(weights.mean()) if len(weights) else 1.0
+
+    def log_share(inside: np.ndarray, all_: np.ndarray) -> np.ndarray:
+        # Never below zero, but by rounding, and of a community with itself.
+        return np.log((np.maximum(all_ - inside, 0) + one) / (all_ + one))
+
+    while True:
+        all_, inside = between.sum(1), np.diag(between)
+        log_phi = log_share(inside, all_)
+        if len(between) <= n_wanted:
+            break
+        joint = log_share(inside[:, None] + inside + 2 * between, all_[:, None] + all_)
+        cost = np.where(between > 0, joint - log_phi[:, None] - log_phi, np.inf)
+        np.fill_diagonal(cost, np.inf)
+        kept, gone = sorted(divmod(int(cost.argmin()), len(cost)))
+        if not np.isfinite(cost[kept, gone]):
+            break
+        between[kept] += between[gone]
+        between[:, kept] += between[:, gone]
+        between = np.delete(np.delete(between, gone, axis=0), gone, axis=1)
+        union[union == gone] = kept
+        union[union > gone] -= 1
+    return union, float(log_phi.sum())
 
 
 def _neighbour_graph(points: np.ndarray) -> tuple[igraph.Graph, np.ndarray]:

@@ -129,14 +129,18 @@ class CplMixPlan(TrainingPlan):
         *values, n_obs = summed(some.to(torch.float32 if self.device.type == "mps" else torch.float64))
         return {key: (value / n_obs).float() for key, value in zip(totals, values, strict=True)}
 
+    def _logged(self, means: dict[str, torch.Tensor], mode: str) -> dict[str, torch.Tensor]:
+        """What is logged of an epoch's means, by the name in the history."""
+        values = {f"{key}_{mode}": value for key, value in means.items()}
+        return {**values, f"elbo_{mode}": means["reconstruction_loss"] + means["kl_local"]}
+
     def _log_epoch(self, mode: str) -> None:
         n_obs = self._n_seen[mode]
         if n_obs == 0:
             return
         means = self._means(mode)
         loss = means.pop("loss")
-        values = {f"{key}_{mode}": value for key, value in means.items()}
-        values[f"elbo_{mode}"] = means["reconstruction_loss"] + means["kl_local"]
+        values = self._logged(means, mode)
         # scvi-tools calls the two totals train_loss and validation_loss, against its own pattern elsewhere.
         self.log(f"{mode}_loss", loss, prog_bar=mode == "train", batch_size=n_obs, sync_dist=self.use_sync_dist)
         self.log_dict(values, batch_size=n_obs, sync_dist=self.use_sync_dist)

@@ -38,7 +38,7 @@ SCALINGS = (0.5, 0.0, 1.0)
 #: per category.
 MEMBERS = {"mixture": 10, "graph": 6, "images": 3}
 MEMBER_SHARE = 0.8
-MEMBER_CELLS = {"mixture": 4_000, "graph": 4_000, "images": 8_000}
+MEMBER_CELLS = {"mixture": 4_000, "graph": 4_000, "images": 16_000}
 MEMBER_CELLS_PER_CATEGORY = {"mixture": 40, "graph": 100, "images": 100}
 #: Coordinates of images: a type has a shape of its own there, which takes more of them than where it is.
 IMAGE_DIMENSIONS = (20, 30, 40)
@@ -282,7 +282,8 @@ def fit_member(
         See :func:`fit_views`.
     n_seen
         Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category (100 where a graph is
-        made of them, which is quick; 8,000 images). Some cells of every label are seen besides.
+        made of them, which is quick; 16,000 images, of whose rarest type there must be a community). Some cells of
+        every label are seen besides.
 
     Returns
     -------
@@ -312,8 +313,9 @@ def fitter_for(start: str, n_categories: int, **options) -> MixtureEM:
     """What fits mixtures from ``start``, see :func:`fit_views`."""
     if start == "images":
         # Communities of images are not Gaussian, and a mixture that is improved from them moves away from them: it
-        # only says to which of them another image belongs, by the shape that each has.
-        options = {"shrinkage": 0.1, "n_iterations": 1, **options}
+        # only says to which of them another image belongs, by the shape that each has. They are far apart, so that
+        # small types can be told from pieces of large ones.
+        options = {"shrinkage": 0.1, "n_iterations": 1, "join_pieces": True, **options}
     return {"mixture": SharedCovarianceMixture}.get(start, GraphMixture)(n_categories, **options)
 
 
