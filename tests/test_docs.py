@@ -160,14 +160,14 @@ def commands_of_snippets():
     filled |= {"${counts}": "IN", "${counts.baseName}_annotated.h5ad": "OUT", "${counts.baseName}.json": "SUMMARY"}
     filled["${task.cpus}"] = "1"
     commands = []
-    for command in (snakemake, nextflow):
+    for workflow, command in (("snakemake", snakemake), ("nextflow", nextflow)):
         for name, value in sorted(filled.items(), key=lambda item: -len(item[0])):
             command = command.replace(name, value)
-        commands.append(command)
+        commands.append(pytest.param(command, id=workflow))
     return commands
 
 
-@pytest.mark.parametrize("command", commands_of_snippets() if DOCS.is_dir() else [], ids=["snakemake", "nextflow"])
+@pytest.mark.parametrize("command", commands_of_snippets() if DOCS.is_dir() else [])
 def test_commands_of_workflows_run(command, make_counts, tmp_path, capsys):
     make_counts(n_obs=80).write_h5ad(tmp_path / "in.h5ad")
     command, summary = command.split(" > ")
