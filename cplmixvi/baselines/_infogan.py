@@ -289,10 +289,24 @@ class InfoGANModule(SingleArmModule):
         )
 
 
+_EXAMPLE = """
+    >>> images = AnnData(np.random.default_rng(0).integers(0, 2, (64, 8 * 8)).astype(np.float32))
+    >>> InfoGAN.setup_anndata(images)
+    >>> baseline = InfoGAN(images, 3)
+    >>> baseline.train(max_epochs=2, enable_progress_bar=False)
+    >>> labels = baseline.predict()
+    """
+
+
 class InfoGAN(SingleArmModel):
-    __doc__ = SingleArmModel.__doc__.replace(
-        "A model of one arm with the data",
-        "InfoGAN (Chen et al. 2016, arXiv:1606.03657; :class:`~cplmixvi.baselines.InfoGANModule`) with the data",
+    # All as there, but for images.
+    __doc__ = (
+        SingleArmModel.__doc__.partition("--------\n    >>>")[0].replace(
+            "A model of one arm with the data",
+            "InfoGAN (Chen et al. 2016, arXiv:1606.03657; :class:`~cplmixvi.baselines.InfoGANModule`) with the data",
+        )
+        + "--------"
+        + _EXAMPLE
     )
 
     _module_cls = InfoGANModule
