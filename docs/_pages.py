@@ -43,9 +43,10 @@ METHODS = {
     "cplmixvi_1arm": "cplmixvi, 1 arm",
     "cplmixvi": "cplmixvi (2 arms, default)",
     "cplmixvi_3arms": "cplmixvi, 3 arms",
+    "cplmixvi_5arms": "cplmixvi, 5 arms",
     "cplmixvi_own_k": "cplmixvi, number of types of its own",
 }
-OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_3arms", "cplmixvi_own_k")
+OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_3arms", "cplmixvi_5arms", "cplmixvi_own_k")
 #: Those of ours that the figure has.
 DRAWN = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_own_k")
 #: Rows and columns of the README. The baselines are those whose names begin with one of these.
