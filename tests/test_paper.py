@@ -78,7 +78,6 @@ def test_propositions_of_arms_that_are_right_and_sure(harness):
 
 
 def test_a_later_line_replaces_an_earlier_one_and_tables_say_what_fits_they_need(harness, tmp_path):
-    pytest.importorskip("tabulate")
     run, tables = harness("run"), harness("_tables")
     fit = {"data": "mnist", "method": "cplmixvi", "seed": 0, "accuracy": 0.9, "nmi": 0.8, "n_used": 10}
     fit |= {"epochs": 4, "n_images": 100, "seconds": 3.0}
