@@ -58,8 +58,12 @@ class Table:
             for seed in range(seeds)
             for name in data or self.by_default or self.data
             for method in methods or self.methods
-            if name in self.only.get(method, self.data)
+            if self.has(name, method)
         ]
+
+    def has(self, name: str, method: str) -> bool:
+        """Whether a method is for a data set."""
+        return name in self.only.get(method, self.data)
 
 
 TABLES = {
@@ -170,7 +174,7 @@ def claims() -> list[Claim]:
         Claim("table1", data, method, "accuracy", "accuracy", REPORTED.get((data, method), ""))
         for data in TABLES["table1"].data
         for method in TABLES["table1"].methods
-        if data in TABLES["table1"].only.get(method, TABLES["table1"].data)
+        if TABLES["table1"].has(data, method)
     ]
     votes = [
         Claim("disentanglement", "dsprites", method, "disentanglement", "disentanglement", paper)

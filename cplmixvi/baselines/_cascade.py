@@ -10,7 +10,7 @@ from torch import nn
 from cplmixvi.module import Arm, ArmOutput, Covariates
 
 from ._assignment import assign_categories
-from ._model import SingleArmModel
+from ._model import SingleArmModel, doc_of
 from ._module import SingleArmModule
 
 
@@ -176,9 +176,6 @@ class CascadeModule(SingleArmModule):
 
 
 class CascadeVAE(SingleArmModel):
-    __doc__ = SingleArmModel.__doc__.replace("JointVAE", "CascadeVAE").replace(
-        "A model of one arm with the data",
-        "CascadeVAE (Jeong and Song 2019, arXiv:1905.09432; :class:`~cplmixvi.baselines.CascadeModule`) with the data",
-    )
+    __doc__ = doc_of("CascadeVAE", "Jeong and Song 2019, arXiv:1905.09432", "CascadeModule")
 
     _module_cls = CascadeModule

@@ -16,7 +16,7 @@ from cplmixvi import pp
 from cplmixvi.augment import Augment
 from cplmixvi.module import Arm, Covariates
 
-from ._model import SingleArmModel
+from ._model import SingleArmModel, doc_of
 from ._module import SingleArmModule
 from ._plan import AdversarialPlan
 
@@ -289,24 +289,13 @@ class InfoGANModule(SingleArmModule):
         )
 
 
-_EXAMPLE = """
-    >>> images = AnnData(np.random.default_rng(0).integers(0, 2, (64, 8 * 8)).astype(np.float32))
-    >>> InfoGAN.setup_anndata(images)
-    >>> baseline = InfoGAN(images, 3)
-    >>> baseline.train(max_epochs=2, enable_progress_bar=False)
-    >>> labels = baseline.predict()
-    """
-
-
 class InfoGAN(SingleArmModel):
-    # All as there, but for images.
-    __doc__ = (
-        SingleArmModel.__doc__.partition("--------\n    >>>")[0].replace(
-            "A model of one arm with the data",
-            "InfoGAN (Chen et al. 2016, arXiv:1606.03657; :class:`~cplmixvi.baselines.InfoGANModule`) with the data",
-        )
-        + "--------"
-        + _EXAMPLE
+    __doc__ = doc_of(
+        "InfoGAN",
+        "Chen et al. 2016, arXiv:1606.03657",
+        "InfoGANModule",
+        cells="images",
+        before=("images = AnnData(np.random.default_rng(0).integers(0, 2, (64, 8 * 8)).astype(np.float32))",),
     )
 
     _module_cls = InfoGANModule

@@ -10,7 +10,7 @@ from scvi.module.base import LossOutput
 
 from cplmixvi.module import kl_normal
 
-from ._model import SingleArmModel
+from ._model import SingleArmModel, doc_of
 from ._module import SingleArmModule
 
 #: Share of the training in which capacities grow: 25,000 of about 94,000 steps in the authors' settings for MNIST.
@@ -108,9 +108,6 @@ class JointModule(SingleArmModule):
 
 
 class JointVAE(SingleArmModel):
-    __doc__ = SingleArmModel.__doc__.replace(
-        "A model of one arm with the data",
-        "JointVAE (Dupont 2018, arXiv:1804.00104; :class:`~cplmixvi.baselines.JointModule`) with the data",
-    )
+    __doc__ = doc_of("JointVAE", "Dupont 2018, arXiv:1804.00104", "JointModule")
 
     _module_cls = JointModule

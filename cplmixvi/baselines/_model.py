@@ -32,13 +32,6 @@ class SingleArmModel(CplMixVI):
     ------
     ValueError
         If an argument is out of range, or the number of categories is not given.
-
-    Examples
-    --------
-    >>> JointVAE.setup_anndata(adata)
-    >>> baseline = JointVAE(adata, 3)
-    >>> baseline.train(max_epochs=2, enable_progress_bar=False)
-    >>> labels = baseline.predict()
     """
 
     _training_plan_cls = ScheduledPlan
@@ -88,3 +81,25 @@ class SingleArmModel(CplMixVI):
         if kwargs.pop("warm_start", False):
             raise ValueError(f"{type(self).__name__} has no warm start; leave warm_start out.")
         super().train(max_epochs, warm_start=False, **kwargs)
+
+
+def doc_of(name: str, source: str, module: str, *, cells: str = "adata", before: tuple[str, ...] = ()) -> str:
+    """Docstring of a model: that of :class:`SingleArmModel` with where it is from, and an example.
+
+    Parameters
+    ----------
+    name, source, module
+        Of the model, what it is from, and its module.
+    cells, before
+        Name of the example's cells, and lines that make them.
+    """
+    lines = (
+        *before,
+        f"{name}.setup_anndata({cells})",
+        f"baseline = {name}({cells}, 3)",
+        "baseline.train(max_epochs=2, enable_progress_bar=False)",
+        "labels = baseline.predict()",
+    )
+    summary = f"{name} ({source}; :class:`~cplmixvi.baselines.{module}`) with the data"
+    common = SingleArmModel.__doc__.replace("A model of one arm with the data", summary).rstrip()
+    return "\n".join([common, "", "    Examples", "    --------", *(f"    >>> {line}" for line in lines), "    "])

@@ -72,7 +72,7 @@ def choose_start(
         for index in range(N_SPLITS):
             labels = []
             for view in views_of_halves(x, batch, on_counts, encode, index, seed, dimensions):
-                labels.append(view.labels(view.fitter(start, n_categories, seed, n_moves=3)))
+                labels.append(view.labels(view.fitter(start, n_categories, seed, few_moves=3)))
             found = agreement(labels, n_categories)
             agreements.append((found["agreement"] + found["ari"]) / 2)
         score[start] = float(np.mean(agreements))

@@ -49,16 +49,19 @@ def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, r
 
 
 def moments(x: torch.Tensor, weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted means ``(K, d)`` and scatter about them ``(K, d, d)``, float64; rows of no weight are skipped."""
+    """Weighted means ``(K, d)`` and scatter about them ``(K, d, d)``, float64.
+
+    Of many points those of no weight are skipped.
+    """
     mass = weighted.sum(0).double() + 1e-8
     mean = (weighted.T @ x).double() / mass[:, None]
+    # Centred first: a difference of squares in single precision can have a negative eigenvalue.
     if len(x) <= _FEW_POINTS:
         points = x - mean.float()[:, None]
         return mean, ((points.mT * weighted.T[:, None]) @ points).double()
     scatter = []
     for centre, weight in zip(mean.float(), weighted.T, strict=True):
         rows = (weight > 1e-4).nonzero().squeeze(1)
-        # Centred first: a difference of squares in single precision can have a negative eigenvalue.
         points = x[rows] - centre
         scatter.append(((points.T * weight[rows]) @ points).double())
     return mean, torch.stack(scatter)

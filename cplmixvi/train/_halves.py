@@ -42,11 +42,10 @@ class HalfView:
         fit = fitter.fit([z[self.seen] for z in self.points], known=known)
         return fitter.posterior(self.points, fit).argmax(1).numpy()
 
-    def fitter(self, start: str, n_categories: int, seed: int, n_moves: int) -> MixtureEM:
-        """What labels cells from ``start``, with randomness of this view's own; mixtures with few moves."""
+    def fitter(self, start: str, n_categories: int, seed: int, few_moves: int) -> MixtureEM:
+        """What labels cells from ``start``, with randomness of this view's own; see :func:`fitter_for`."""
         generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + self.index)
-        few_moves = {"n_moves": n_moves} if start == "mixture" else {}
-        return fitter_for(start, n_categories, generator=generator, **few_moves)
+        return fitter_for(start, n_categories, generator=generator, few_moves=few_moves)
 
 
 def views_of_halves(

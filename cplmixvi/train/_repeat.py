@@ -117,7 +117,7 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], st
             seed,
             usual_dimensions(start, n_categories),
         ):
-            labels.append(view.labels(view.fitter(start, n_categories, seed, n_moves=5), known))
+            labels.append(view.labels(view.fitter(start, n_categories, seed, few_moves=5), known))
     return HalfFits(rows, np.stack(labels))
 
 

@@ -145,5 +145,4 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
 
 def _fitter(view: HalfView, k: int, seed: int, start: str) -> MixtureEM:
     generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + 100 * k + view.index)
-    few = {"n_starts": 4, "n_moves": 3} if start == "mixture" else {}
-    return fitter_for(start, k, generator=generator, **few)
+    return fitter_for(start, k, generator=generator, few_moves=3)

@@ -302,15 +302,16 @@ def fit_member(
     some = some[index % 2 :: 2] or some
     scalings = usual_scalings(start)
     projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)])
-    few_moves = {"n_moves": 5} if start == "mixture" else {}
-    fitter = fitter_for(start, n_categories, generator=generator, **{**few_moves, **mixture_options})
+    fitter = fitter_for(start, n_categories, generator=generator, few_moves=5, **mixture_options)
     z = projection(x[rows], batch[rows])
     fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
     return Opinion(projection, fit, fitter.dof)
 
 
-def fitter_for(start: str, n_categories: int, **options) -> MixtureEM:
-    """What fits mixtures from ``start``, see :func:`fit_views`."""
+def fitter_for(start: str, n_categories: int, *, few_moves: int | None = None, **options) -> MixtureEM:
+    """What fits mixtures from ``start``, see :func:`fit_views`; a search for the likeliest makes so few moves."""
+    if start == "mixture" and few_moves is not None:
+        options = {"n_moves": few_moves, **options}
     if start == "images":
         # Communities of images are not Gaussian, and a mixture that is improved from them moves away from them: it
         # only says to which of them another image belongs, by the shape that each has. They are far apart, so that
