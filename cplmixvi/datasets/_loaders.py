@@ -61,6 +61,43 @@ def worm_neurons() -> AnnData:
     return read(REGISTRY["worm_neurons"])
 
 
+def human_kidney() -> AnnData:
+    """Human kidney, 2,000 genes, as distributed with scDCC.
+
+    Young et al. 2018, Science 361:594.
+
+    Returns
+    -------
+    AnnData of UMI counts, 5,685 cells x 2,000 genes without names. ``obs["cell_type"]``: 11 types "c0" .. "c10".
+    """
+    return read(REGISTRY["human_kidney"])
+
+
+def mouse_bladder() -> AnnData:
+    """Mouse bladder from the Mouse Cell Atlas, 2,003 genes, as distributed with scDCC.
+
+    Han et al. 2018, Cell 172:1091.
+
+    Returns
+    -------
+    AnnData of sparse UMI counts, 2,746 cells x 2,003 genes without names. ``obs["cell_type"]``: 16 types "c1" .. "c16".
+    """
+    return read(REGISTRY["mouse_bladder"])
+
+
+def cbmc() -> AnnData:
+    """Cord blood mononuclear cells (CITE-seq), RNA only, as distributed with scDCC.
+
+    Stoeckius et al. 2017, Nature Methods 14:865 (GSE100866).
+
+    Returns
+    -------
+    AnnData of UMI counts, 8,617 cells x 2,000 genes without names. ``obs["cell_type"]``: 15 types "c1" .. "c15"; cells
+    of mice, which were mixed in, are among them.
+    """
+    return read(REGISTRY["cbmc"])
+
+
 def paul2015() -> AnnData:
     """Mouse myeloid progenitors: a continuum that was cut into types.
 
@@ -159,6 +196,9 @@ _LOADERS = {
         zeisel2015,
         pbmc4k,
         worm_neurons,
+        human_kidney,
+        mouse_bladder,
+        cbmc,
         paul2015,
         tasic2016,
         tasic2018,
