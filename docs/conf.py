@@ -59,7 +59,9 @@ always_use_bars_union = True
 html_theme = "sphinx_book_theme"
 html_title = "cplmixvi"
 html_static_path = ["_static"]
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
+html_css_files = ["pages.css"]
+# The sidebar has the search already; an empty entry of the theme's own would be a second one above every page.
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "navbar_persistent": []}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

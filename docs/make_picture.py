@@ -51,7 +51,9 @@ def fitted() -> tuple[AnnData, cpl.tl.Traversal]:
 def draw(adata: AnnData, result: cpl.tl.Traversal) -> plt.Figure:
     """Arms, types, states, genes: one panel each."""
     plt.rcParams.update({"font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left"})
-    figure, axes = plt.subplots(1, 4, figsize=(13.6, 3.5), layout="constrained", width_ratios=[1.1, 1.6, 1, 1])
+    # As wide as a page of the documentation, so that text is not shrunk there.
+    figure, axes = plt.subplots(2, 2, figsize=(8.2, 6.6), layout="constrained", width_ratios=[1, 1.25])
+    axes = axes.ravel()
     names = pd.crosstab(adata.obs["cplmixvi"], adata.obs["cell_type"]).idxmax(axis=1)
     draw_arms(axes[0])
     draw_types(axes[1], adata, names)

@@ -39,6 +39,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    # Notebooks show no progress bars, for which this asks for one more package.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     # Commands that notebooks call come from the environment that this runs in.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for path in arguments.notebooks or sorted(HERE.glob("*.ipynb")):

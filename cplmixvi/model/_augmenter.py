@@ -12,6 +12,7 @@ from cplmixvi.augment import learned_parts
 from cplmixvi.train import AugmenterPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
 from ._mixin import Mixin
+from ._talk import without_talk
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +78,9 @@ class AugmenterMixin(Mixin):
         for part in parts:
             logger.info("Training the augmenter on %d cells.", len(indices))
             plan = AugmenterPlan(part, self.summary_stats.n_vars, **(plan_kwargs or {}))
-            trainer = Trainer(
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                **{"log_every_n_steps": 1, **trainer_kwargs},
-            )
-            trainer.fit(plan, splitter.train_dataloader())
+            with without_talk():
+                trainer = Trainer(max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs)
+                trainer.fit(plan, splitter.train_dataloader())
             self.augmenter_history_ = plan.history
         # Lightning leaves the augmenter on the device that it was trained on, away from the arms.
         self.module.to(device)

@@ -40,6 +40,7 @@ from ._query import QueryMixin
 from ._selection import SelectionMixin
 from ._settings import check_positive, default_n_categories, settled
 from ._states import StatesMixin
+from ._talk import without_talk
 
 
 class CplMixVI(
@@ -349,7 +350,7 @@ class CplMixVI(
         self.module.train()
         self._is_fitting = True
         try:
-            with interruptible(resumable):
+            with without_talk(), interruptible(resumable):
                 super().train(**settings)
         finally:
             self._is_fitting = False
