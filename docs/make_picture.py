@@ -120,7 +120,7 @@ def draw_types(ax: plt.Axes, adata: AnnData, names: pd.Series) -> None:
         ax.text(x, y, name, fontsize=6.5, ha="center", va="center", path_effects=halo)
     # Room for a small map beside the large one.
     ax.set_xlim(right=points[:, 0].max() + 0.3 * np.ptp(points[:, 0]))
-    small = ax.inset_axes((0.73, 0.36, 0.27, 0.27))
+    small = ax.inset_axes((0.73, 0.28, 0.27, 0.27))
     colour = adata.obs["stim"].map(CONDITIONS).to_numpy()
     small.scatter(*points[order].T, s=0.6, c=colour[order], linewidths=0, rasterized=True)
     small.set(xticks=[], yticks=[])

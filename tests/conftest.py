@@ -111,3 +111,12 @@ def make_annotated():
         return adata
 
     return make
+
+
+@pytest.fixture
+def in_file(tmp_path):
+    """Cells for the command line, in the folder that a test may write to."""
+    from _command_line import make_cells
+
+    make_cells().write_h5ad(tmp_path / "in.h5ad")
+    return tmp_path / "in.h5ad"

@@ -10,7 +10,17 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 import cplmixvi as cpl
-from cplmixvi.baselines import CascadeModule, CascadeVAE, JointModule, JointVAE, assign_categories
+from cplmixvi.baselines import (
+    CascadeModule,
+    CascadeVAE,
+    JointModule,
+    JointVAE,
+    assign_categories,
+    kmeans,
+    leiden,
+    neighbour_graph,
+    principal_components,
+)
 from cplmixvi.module import Covariates
 
 
@@ -168,3 +178,16 @@ def test_what_baselines_do_not_do_is_refused(cls, blocks):
         cls(blocks, likelihood="bernoulli")
     with pytest.raises(ValueError, match="no warm start"):
         cls(blocks, 3, likelihood="bernoulli").train(1, warm_start=True)
+
+
+def test_clusters_far_apart_are_found():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 40)
+    values = rng.normal(size=(120, 20)) + 8 * np.eye(3, 20)[truth]
+    components = principal_components(values, 5)
+    assert components.shape == (120, 5)
+    for labels in (
+        kmeans(components, 3),
+        leiden(neighbour_graph(components), resolution=0.1),
+    ):
+        assert cpl.metrics.accuracy(truth, labels) == 1.0

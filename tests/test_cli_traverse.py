@@ -1,24 +1,14 @@
 """``cplmixvi traverse``: one JSON line on success, one line on stderr for bad input, the input stays as it was."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 
 import anndata
 import pytest
+from _command_line import call
 
 import cplmixvi as cpl
-from cplmixvi.cli import main
 
 pytestmark = pytest.mark.usefixtures("small_committee")
-
-
-def call(*arguments):
-    """Exit status, stdout and stderr of the command line, run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = main([str(argument) for argument in arguments])
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

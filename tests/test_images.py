@@ -59,7 +59,8 @@ class TestMnist:
             datasets.mnist()
 
     @pytest.mark.parametrize(
-        ("content", "message"), [(gzip.compress(b"text"), "not an IDX"), (idx([1, 2, 3])[:-9], "Compressed|does not")]
+        ("content", "message"),
+        [(gzip.compress(b"text"), "not an IDX"), (idx([1, 2, 3])[:-9], "Compressed|does not")],
     )
     def test_damaged_files_are_refused(self, tmp_path, content, message):
         path = tmp_path / "file.gz"

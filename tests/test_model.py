@@ -7,6 +7,7 @@ import scvi
 import torch
 
 import cplmixvi as cpl
+from cplmixvi.model._devices import resolve_device
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -295,3 +296,12 @@ def test_library_code_leaves_the_number_of_threads_alone(adata):
     before = torch.get_num_threads()
     quick(adata)
     assert torch.get_num_threads() == before
+
+
+def test_devices():
+    assert resolve_device("cpu", 3) == torch.device("cpu")
+    assert resolve_device("auto", "auto").type in ("cpu", "cuda")
+    assert resolve_device("auto", "cpu") == torch.device("cpu")
+    for arguments in (("tpu",), ("cpu", [0, 1]), ("gpu", 99)):
+        with pytest.raises(ValueError):
+            resolve_device(*arguments)

@@ -14,11 +14,9 @@ import pytest
 import safetensors.torch
 import scvi
 import torch
-from scipy import sparse
 
 import cplmixvi as cpl
 from cplmixvi import io, pp
-from cplmixvi.model._devices import resolve_device
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -360,15 +358,6 @@ def test_models_of_scvi_tools_own_format_are_converted_on_trust(model, adata, tm
     pd.testing.assert_frame_equal(loaded.predict(soft=True), model.predict(soft=True))
 
 
-def test_devices():
-    assert resolve_device("cpu", 3) == torch.device("cpu")
-    assert resolve_device("auto", "auto").type in ("cpu", "cuda")
-    assert resolve_device("auto", "cpu") == torch.device("cpu")
-    for arguments in (("tpu",), ("cpu", [0, 1]), ("gpu", 99)):
-        with pytest.raises(ValueError):
-            resolve_device(*arguments)
-
-
 class TestCard:
     def test_says_what_the_model_is(self, model, adata, original):
         card = model.card()
@@ -383,21 +372,3 @@ class TestCard:
     def test_untrained(self, adata):
         cpl.CplMixVI.setup_anndata(adata, layer="counts")
         assert "Not trained." in cpl.CplMixVI(adata, n_categories=2).card()
-
-
-def test_the_hash_is_that_of_values_and_genes(adata, monkeypatch):
-    values, genes = adata.layers["counts"], list(adata.var_names)
-    digest = pp.input_hash(values, genes)
-    dense = values.toarray()
-    explicit = sparse.csr_matrix(dense + 1)
-    explicit.data -= 1
-    before = explicit.nnz
-    for same in (dense, dense.astype(np.int64), values.tocsc(), values.tocoo(), sparse.csr_array(values), explicit):
-        assert pp.input_hash(same, genes) == digest
-    assert explicit.nnz == before
-    monkeypatch.setattr("cplmixvi.pp._values.CHUNK_ENTRIES", 100)
-    assert pp.input_hash(values, genes) == digest
-    other = dense.copy()
-    other[3, 4] += 1
-    for different in ((other, genes), (dense[::-1], genes), (dense, genes[::-1]), (dense[:, :-1], genes[:-1])):
-        assert pp.input_hash(*different) != digest

@@ -294,3 +294,21 @@ class TestSelectGenes:
             pp.select_genes(adata, 0)
         with pytest.raises(ValueError, match="batch_key='donor' given"):
             pp.select_genes(adata, 10, batch_key="donor")
+
+
+def test_the_hash_is_that_of_values_and_genes(monkeypatch):
+    values, genes = sparse.csr_matrix(COUNTS.astype(np.float32)), [f"gene{i}" for i in range(COUNTS.shape[1])]
+    digest = pp.input_hash(values, genes)
+    dense = values.toarray()
+    explicit = sparse.csr_matrix(dense + 1)
+    explicit.data -= 1
+    before = explicit.nnz
+    for same in (dense, dense.astype(np.int64), values.tocsc(), values.tocoo(), sparse.csr_array(values), explicit):
+        assert pp.input_hash(same, genes) == digest
+    assert explicit.nnz == before
+    monkeypatch.setattr("cplmixvi.pp._values.CHUNK_ENTRIES", 100)
+    assert pp.input_hash(values, genes) == digest
+    other = dense.copy()
+    other[3, 4] += 1
+    for different in ((other, genes), (dense[::-1], genes), (dense, genes[::-1]), (dense[:, :-1], genes[:-1])):
+        assert pp.input_hash(*different) != digest
