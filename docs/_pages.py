@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -67,13 +68,14 @@ def write_all(docs: Path) -> None:
     made.mkdir(exist_ok=True)
     results = docs.parent / "benchmarks" / "results"
     rows = read_lines(results / "types.jsonl")
-    (made / "benchmark_types.md").write_text(types_page(rows), encoding="utf-8")
+    (made / "benchmark_types.md").write_text(small_tables(types_page(rows)), encoding="utf-8")
     draw_types(rows, made / "benchmark_types.png")
     for name in ("augmenters", "augmenter_copies", "states", "states_held_out", "large", "speed"):
-        (made / f"benchmark_{name}.md").write_text(without_title(results / f"{name}.md"), encoding="utf-8")
+        page = small_tables(without_title(results / f"{name}.md"))
+        (made / f"benchmark_{name}.md").write_text(page, encoding="utf-8")
     shutil.copy(results / "speed.png", made / "benchmark_speed.png")
     summary = docs.parent / "benchmarks" / "paper" / "results" / "summary.md"
-    (made / "benchmark_paper.md").write_text(without_title(summary), encoding="utf-8")
+    (made / "benchmark_paper.md").write_text(small_tables(without_title(summary)), encoding="utf-8")
     copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
 
 
@@ -222,6 +224,22 @@ def without_title(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     body = [line for line in lines if not line.startswith("# ")]
     return "\n".join(f"#{line}" if line.startswith("## ") else line for line in body).strip() + "\n"
+
+
+def small_tables(page: str) -> str:
+    """Give tables the class that the style sheet makes small, let names of columns break, and leave out what is not."""
+    lines: list[str] = []
+    was_row = False
+    for line in [*page.splitlines(), ""]:
+        is_row = line.startswith("|")
+        if is_row and not was_row:
+            lines += ["````{table}", ":class: bench", "", line.replace("_", "_&#8203;")]
+        elif was_row and not is_row:
+            lines += ["````", line]
+        else:
+            lines.append(re.sub(r"\|( +)nan +(?=\|)", r"|\1- ", line))
+        was_row = is_row
+    return "\n".join(lines)
 
 
 def copy_tutorials(source: Path, target: Path) -> None:

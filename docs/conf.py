@@ -90,6 +90,14 @@ def skip_foreign(app, what, name, obj, skip, options):
     return None
 
 
+def public_bases(app, name, obj, options, bases):
+    """Leave out the parts that a class of ours is put together from: their methods are on its page."""
+    bases[:] = [
+        base for base in bases if not (base.__module__.startswith("cplmixvi") and base.__name__.endswith("Mixin"))
+    ]
+
+
 def setup(app):
-    """Connect the hook."""
+    """Connect the hooks."""
     app.connect("autodoc-skip-member", skip_foreign)
+    app.connect("autodoc-process-bases", public_bases)
