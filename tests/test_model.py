@@ -1,5 +1,8 @@
 """The scvi-tools model: set-up, training arguments, getters, saving."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -305,3 +308,16 @@ def test_devices():
     for arguments in (("tpu",), ("cpu", [0, 1]), ("gpu", 99)):
         with pytest.raises(ValueError):
             resolve_device(*arguments)
+
+
+def test_parts_of_the_model_use_names_that_it_has(model):
+    """The classes of scvi-tools have no types, so that a type checker lets any name of the model pass."""
+    names = set()
+    for path in Path(cpl.model.__file__).parent.glob("*.py"):
+        for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(part, ast.ClassDef) and part.name.endswith("Mixin"):
+                names |= {
+                    n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "self"
+                }
+    assert {"module", "get_posterior"} <= names
+    assert not {name for name in names if not hasattr(model, name)}

@@ -16,7 +16,5 @@ if TYPE_CHECKING:
         likelihood: str
         module: Any
 
-        def __getattr__(self, name: str) -> Any: ...
-
 else:
     Mixin = object

@@ -132,7 +132,7 @@ def _leiden(graph: igraph.Graph, weights: np.ndarray, n_wanted: int, seed: int) 
     """Communities at the lowest resolution tried that gives as many as wanted, or the most; codes from 0."""
     igraph.set_random_number_generator(random.Random(seed))
     try:
-        low, high, best = 1e-2, 1e2, None
+        low, high, best = 1e-2, 1e2, np.zeros(graph.vcount(), dtype=np.int64)
         for _ in range(_N_RESOLUTIONS):
             resolution = (low * high) ** 0.5
             found = graph.community_leiden(
@@ -140,8 +140,8 @@ def _leiden(graph: igraph.Graph, weights: np.ndarray, n_wanted: int, seed: int) 
             )
             labels, n_found = np.asarray(found.membership), len(found)
             # The least that is enough; before there is one, the most that there is.
-            enough = best is not None and best.max() + 1 >= n_wanted
-            if best is None or (n_found >= n_wanted if not enough else n_wanted <= n_found <= best.max()):
+            n_best = best.max() + 1
+            if n_wanted <= n_found < n_best if n_best >= n_wanted else n_found > n_best:
                 best = labels
             if n_found == n_wanted:
                 break

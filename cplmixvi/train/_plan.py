@@ -228,8 +228,8 @@ class CplMixPlan(TrainingPlan):
         self._own_augmenter.append(self.module.augmenter)
         self.module.augmenter = Compose([AcrossLevels(np.maximum(self.level, 0)), self.module.augmenter])
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """One step on fresh copies; returns the loss to Lightning's automatic optimisation."""
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor | None:
+        """One step on fresh copies; returns the loss to Lightning's automatic optimisation, where that is on."""
         if "kl_weight" in self.loss_kwargs:
             self.loss_kwargs["kl_weight"] = self.kl_weight
         batch = {**batch, COPIES_KEY: self.module.draw_copies(batch)}
