@@ -35,6 +35,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 root_doc = "index"
+# The list beside a class has its methods by their own names.
+toc_object_entries_show_parents = "hide"
 templates_path = ["_templates"]
 # The first one is what autosummary writes.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
