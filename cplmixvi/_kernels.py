@@ -100,20 +100,22 @@ def _digamma_polynomial(t):
     return p * t
 
 
-def _score(logits, x, library, weights, theta, score, to_theta):
+def _score(logits, x, library, weights, theta, score, to_genes):
     n_cells, n_genes = x.shape
-    u, log_r = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-    inverse, inverse_1, log_theta = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
-    # What does not depend on the cell.
-    rest, sum_weights = 0.0, _ZERO
-    for i in range(n_cells):
-        sum_weights += weights[i]
+    u, log_r, inverse = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
+    log_theta, rest, slope_rest = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
+    count, size, constant = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
+    slope, index = np.empty_like(theta), np.empty(n_genes, np.int32)
+    to_theta, to_bias = to_genes[0], to_genes[1]
     for g in range(n_genes):
-        inverse[g], inverse_1[g] = _ONE / theta[g], _ONE / (theta[g] + _ONE)
+        # What depends on the gene only.
+        inverse[g] = _ONE / theta[g]
+        of_size = _ONE / (theta[g] + _ONE)
         log_theta_1 = _log1p(theta[g])
         log_theta[g] = log_theta_1 - _log1p(inverse[g])
-        rest += _HALF * log_theta_1 + _log_gamma_polynomial(inverse_1[g])
-        to_theta[g] = sum_weights * (inverse[g] + _digamma_polynomial(inverse_1[g]))
+        rest[g] = _HALF * log_theta_1 + _log_gamma_polynomial(of_size)
+        slope_rest[g] = inverse[g] + _digamma_polynomial(of_size)
+        to_theta[g], to_bias[g] = _ZERO, _ZERO
     for i in range(n_cells):
         counts, share, weight = x[i], logits[i], weights[i]
         largest = share[0]
@@ -135,20 +137,33 @@ def _score(logits, x, library, weights, theta, score, to_theta):
             u[g] = (counts[g] - mu) / (_ONE + ratio)
             sum_u += u[g]
         for g in range(n_genes):
-            count = counts[g]
-            z = count + theta[g]
-            # 1 / (z (z + 1)), of which 1 / z and 1 / (z + 1) are made.
-            both, of_count = _ONE / (z * (z + _ONE)), _ONE / (_ONE + count)
-            log_z = _log1p(count * inverse_1[g])
-            gamma += (count + _HALF) * _log1p(theta[g] * of_count) + theta[g] * log_z - _log1p(count * inverse[g])
-            gamma += _log_gamma_polynomial(z * both) - _log_gamma_polynomial(of_count) - z * log_r[g]
-            slope = log_z - _digamma_polynomial(z * both) - (z + _ONE) * both
-            to_theta[g] += weight * (slope - log_r[g] - u[g] * inverse[g])
+            gamma -= (counts[g] + theta[g]) * log_r[g]
+            to_theta[g] -= weight * (log_r[g] + u[g] * inverse[g])
+        # Gamma functions of counts that are not zero, which are put side by side.
+        n = 0
+        for g in range(n_genes):
+            index[n] = g
+            n += np.int64(counts[g] != _ZERO)
+        for j in range(n):
+            count[j], size[j], constant[j] = counts[index[j]], theta[index[j]], rest[index[j]]
+        for j in range(n):
+            z = count[j] + size[j]
+            # 1 / (z (z + 1)), of which 1 / z and 1 / (z + 1) are made, and so on.
+            of_z, of_size = _ONE / (z * (z + _ONE)), _ONE / (size[j] * (size[j] + _ONE))
+            of_count = _ONE / (count[j] + _ONE)
+            log_z = _log1p(count[j] * size[j] * of_size)
+            gamma += (count[j] + _HALF) * _log1p(size[j] * of_count) + size[j] * log_z - constant[j]
+            gamma -= _log1p(count[j] * (size[j] + _ONE) * of_size)
+            gamma += _log_gamma_polynomial(z * of_z) - _log_gamma_polynomial(of_count)
+            slope[j] = log_z - _digamma_polynomial(z * of_z) - (z + _ONE) * of_z
+        for j in range(n):
+            to_theta[index[j]] += weight * (slope[j] + slope_rest[index[j]])
         mean_u = sum_u / total
         for g in range(n_genes):
             share[g] = u[g] - share[g] * mean_u
+            to_bias[g] += weight * share[g]
         # Large numbers of different signs.
-        score[i] = np.float64(linear) + np.float64(molecules) * math.log(depth) + np.float64(gamma) - rest
+        score[i] = np.float64(linear) + np.float64(molecules) * math.log(depth) + np.float64(gamma)
 
 
 def _scaled_log1p(x, factor, out):

@@ -103,8 +103,8 @@ def test_compiled_loops_give_the_likelihood_and_its_gradients(theta, noise, alik
         gradients = torch.autograd.grad(score @ importance.to(dtype), given)
         results.append([value.detach().double() for value in (score, *gradients)])
     (score, *gradients), (expected, *exact) = results
-    # A count of 1e5 has terms of the size of 1e6, of which single precision has seven digits.
-    assert ((score - expected).abs() < 1e-5 * expected.abs() + 1e-6 * x.amax(1) + 1e-4).all()
+    # A count of 1e5 has terms of up to 2e6, of which single precision has seven digits: they are right to .1 each.
+    assert ((score - expected).abs() < 1e-5 * expected.abs() + 4e-6 * x.amax(1) + 1e-3).all()
     for ours, theirs in zip(gradients, exact, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 

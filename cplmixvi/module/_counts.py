@@ -37,8 +37,8 @@ class NegativeBinomialScore(torch.autograd.Function):
         \frac{\partial\log p}{\partial l_g} = u_g - \rho_g\sum_j u_j, \qquad
         \frac{\partial\log p}{\partial\theta_g} = \psi(x_g+\theta_g) - \psi(\theta_g) - \log r_g - u_g/\theta_g .
 
-    Both derivatives are made together with the value, the first in the place of the logits, the second summed over
-    cells, so that one matrix of cells by genes is kept.
+    The derivatives are made together with the value. Compiled loops put the first in the place of the logits and sum
+    the second over cells, so that one matrix of cells by genes is kept.
     """
 
     @staticmethod
@@ -72,29 +72,29 @@ class NegativeBinomialScore(torch.autograd.Function):
         logits = product(hidden, weight, bias)
         ctx.loops = kernels(logits, x)
         if ctx.loops is None:
-            score, to_logits, to_theta = _by_torch(logits, theta, library, x)
+            score, to_logits, to_genes = _by_torch(logits, theta, library, x)
         else:
-            score, to_logits, to_theta = _by_loops(ctx.loops, logits, theta, library, x, torch.ones_like(x[:, 0]))
-        ctx.save_for_backward(hidden, weight, bias, theta, library, x, to_logits, to_theta)
+            score, to_logits, to_genes = _by_loops(ctx.loops, logits, theta, library, x, torch.ones_like(x[:, 0]))
+        ctx.save_for_backward(hidden, weight, bias, theta, library, x, to_logits, to_genes)
         return score
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``hidden``, ``weight``, ``bias`` and ``log_theta``."""
-        hidden, weight, bias, theta, library, x, to_logits, to_theta = ctx.saved_tensors
+        hidden, weight, bias, theta, library, x, to_logits, to_genes = ctx.saved_tensors
         if ctx.loops is None:
-            to_theta = gradient @ to_theta
+            to_theta, to_bias = gradient @ to_genes, gradient @ to_logits
         elif (gradient == gradient[0]).all():
-            to_theta = gradient[0] * to_theta
+            to_theta, to_bias = gradient[0] * to_genes
         else:
             # Not in training, where all cells count alike.
-            to_theta = _by_loops(ctx.loops, product(hidden, weight, bias), theta, library, x, gradient)[2]
+            _, _, (to_theta, to_bias) = _by_loops(ctx.loops, product(hidden, weight, bias), theta, library, x, gradient)
         weights = gradient[:, None]
         return (
             product(to_logits, weight.t()) * weights,
             outer(to_logits, hidden * weights),
-            gradient @ to_logits,
+            to_bias,
             to_theta * (theta - EPS),
             None,
             None,
@@ -129,13 +129,16 @@ def _by_loops(
     x: torch.Tensor,
     weights: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As :func:`_by_torch`, in the place of the logits, and summed over cells with ``weights``, ``(n_genes,)``."""
+    """As :func:`_by_torch`, with the derivatives by logits in their place, and the others summed over cells.
+
+    Those are the derivatives by theta and bias, ``(2, n_genes)``, of the sum of scores times ``weights``.
+    """
     cells = [values.contiguous().numpy() for values in (logits, x, library.view(-1), weights)]
     score = torch.empty_like(weights)
 
     def part(rows: slice) -> torch.Tensor:
-        to_theta = torch.empty_like(theta)
-        loops.score(*(values[rows] for values in cells), theta.numpy(), score.numpy()[rows], to_theta.numpy())
-        return to_theta
+        to_genes = theta.new_empty(2, len(theta))
+        loops.score(*(values[rows] for values in cells), theta.numpy(), score.numpy()[rows], to_genes.numpy())
+        return to_genes
 
     return score, logits, torch.stack(in_parts(part, len(x))).sum(0)
