@@ -135,6 +135,27 @@ def test_compiled_loops_give_what_encoders_and_paths_read():
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_loops_are_compiled_where_nothing_can_be_written(monkeypatch):
+    """As in an installation that only its administrator may change, for a user without a home."""
+    from cplmixvi import _kernels
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(_kernels, "njit", njit)
+    assert _kernels.compiled(len) is len
+
+
+def test_without_numba_torch_does_the_same(monkeypatch):
+    x, factor = torch.rand(200, 300), torch.rand(200, 1)
+    with_it = _compiled.scaled_log1p(x, factor)
+    monkeypatch.setattr(_compiled, "_kernels", lambda: None)
+    assert _compiled.kernels(x) is None
+    torch.testing.assert_close(_compiled.scaled_log1p(x, factor), with_it)
+
+
 @pytest.mark.parametrize("least", [0, 100])
 def test_single_precision_keeps_large_dispersions(least, monkeypatch):
     """Theta log(theta / (theta + mu)) must not be a difference of large numbers."""
@@ -216,7 +237,10 @@ def test_paths_that_are_not_set_add_nothing():
 
 @pytest.mark.parametrize("keep", [0.5, 0.93, 0.01])
 @pytest.mark.parametrize("count", [1, 3, 20, 63, 64, 200])
-def test_thinned_counts_are_binomial(keep, count):
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_thinned_counts_are_binomial(keep, count, least, monkeypatch):
+    """By compiled loops and by torch."""
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
     drawn = CountThinning(keep)(torch.full((100, 2_000), float(count))).numpy().ravel()
     values = np.arange(count + 1)
     expected = stats.binom.pmf(values, count, keep) * len(drawn)
@@ -231,7 +255,9 @@ def test_thinned_counts_are_binomial(keep, count):
     assert stats.chi2.sf(statistic, len(expected) - 1) > 1e-4
 
 
-def test_thinned_entries_and_copies_are_independent():
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_thinned_entries_and_copies_are_independent(least, monkeypatch):
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
     x = torch.full((500, 1_000), 4.0)
     thin = CountThinning(0.5)
     first, second = thin(x), thin(x)
@@ -241,12 +267,17 @@ def test_thinned_entries_and_copies_are_independent():
         assert abs(correlation) < 5 / np.sqrt(one.numel())
 
 
-def test_the_seed_decides_what_is_thinned():
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_the_seed_decides_what_is_thinned(least, monkeypatch):
+    """Whatever the number of threads."""
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
     x, copies = counts(dtype=torch.float32), []
-    for _ in range(2):
+    for n_threads in (1, 1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
         torch.manual_seed(1)
         copies.append(CountThinning(0.5)(x))
-    assert torch.equal(*copies)
+    assert torch.equal(*copies[:2])
+    assert torch.equal(*copies[1:])
 
 
 def test_a_step_needs_no_more_matrices_than_one_per_arm_and_its_input():

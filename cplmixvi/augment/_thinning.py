@@ -125,7 +125,8 @@ def _by_loops(
         return some.start + index[:n].astype(np.int64), bits[:n].copy()
 
     parts = in_parts(part, len(count), multiple=4)
-    return copy, *(torch.from_numpy(np.concatenate(found)) for found in zip(*parts, strict=True))
+    index, bits = (torch.from_numpy(np.concatenate(found)) for found in zip(*parts, strict=True))
+    return copy, index, bits
 
 
 @cache
