@@ -198,7 +198,9 @@ def _look_up(x, first, seed, table, n_bins, largest, out, undecided, bits):
             if i == len(x):
                 break
             own = uint32((drawn >> uint64(16 * part)) & mask)
-            value = table[uint32(min(x[i], n_rows)) * uint32(n_bins) + own]
+            # Nothing outside the table is read, whatever the values.
+            row = x[i] if _ZERO <= x[i] < n_rows else n_rows
+            value = table[uint32(row) * uint32(n_bins) + own]
             out[i] = value
             if value < 0:
                 undecided[n_undecided], bits[n_undecided] = i, own
