@@ -131,9 +131,9 @@ def machine(_: str) -> dict:
     coordinates = min(max(25, N_TYPES), 128)
     # Per arm: encoder forward and to its weights; path; decoder forward, to its input and to its weights.
     flop = 2 * 2 * N_GENES * (5 * 100 + coordinates)
-    # Per arm, passes over a minibatch's matrix: copy 2, sums 2, what the encoder reads 4, encoder and path 3, look for
-    # large counts 1, logits 1, score 3, its gradient 3, products and sum of the gradient 3.
-    n_bytes = 2 * 22 * 4 * N_GENES
+    # Per arm, passes over a minibatch's matrix: copy 2, sums 2, what the encoder reads 2, the encoder 1, what the path
+    # reads 2, path 1, logits 1, score and gradients 3, products of the gradients 3.
+    n_bytes = 2 * 17 * 4 * N_GENES
     rates = {
         "gflop_per_s_torch": gflop / best(lambda: torch.nn.functional.linear(x, weight)),
         "gflop_per_s_onednn": gflop / best(lambda: product(x, weight)),
@@ -311,14 +311,14 @@ def render(rows: list[dict], path: Path) -> None:
     from _speed_figure import draw
 
     parts = ["# Speed", "", "One thread. Written by `benchmarks/speed.py`; cells per second of CPU time.", ""]
-    parts += [f"Processors: {', '.join(sorted({row['cpu'] for row in rows}))}.", ""]
     for case, names in CASES.items():
         some = [row for row in rows if row["case"] == case]
         some.sort(key=lambda row: names.index(row["name"]))
         if some:
-            table = pd.DataFrame(some).drop(columns=["case", "cpu", "torch"])
-            shown = table.map(readable)
-            parts += [f"## {case}", "", shown.to_markdown(index=False, disable_numparse=True), ""]
+            table = pd.DataFrame(some).drop(columns=["case", "cpu", "torch"]).map(readable)
+            processors = ", ".join(sorted({row["cpu"] for row in some}))
+            shown = table.to_markdown(index=False, disable_numparse=True)
+            parts += [f"## {case}", "", f"On {processors}.", "", shown, ""]
     path.write_text("\n".join(parts))
     draw(rows, path.with_suffix(".png"))
 

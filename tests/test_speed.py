@@ -9,6 +9,7 @@ from scvi.nn import FCLayers
 from torch import nn
 
 import cplmixvi as cpl
+from cplmixvi import _compiled
 from cplmixvi.augment import CountThinning
 from cplmixvi.module import Arm, CplMixVAE, likelihood_class
 from cplmixvi.module import _counts as counts_of
@@ -17,17 +18,19 @@ from cplmixvi.module import _dense as dense
 N_CELLS, N_GENES, N_HIDDEN = 7, 9, 4
 
 
-@pytest.fixture
-def _small_blocks(monkeypatch):
-    """Minibatches of a test are worked on in several blocks, as large ones are."""
-    monkeypatch.setattr(dense, "BLOCK_ENTRIES", 2 * N_GENES)
+@pytest.fixture(params=[1, 3])
+def _compiled_loops(request, monkeypatch):
+    """Small minibatches are worked on by the compiled loops, as large ones are, and by several threads."""
+    monkeypatch.setattr(_compiled, "MIN_VALUES", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    assert _compiled.kernels(torch.zeros(1, 1)) is not None
 
 
 def counts(n_cells=N_CELLS, dtype=torch.float64):
     """Zeros, small and large counts, and a cell with no molecules."""
     x = torch.poisson(torch.rand(n_cells, N_GENES, dtype=dtype) * 20)
     x[torch.rand_like(x) < 0.4] = 0
-    x[0, 0], x[1, 1], x[2] = 500, counts_of.TABLE_COUNTS, 0
+    x[0, 0], x[1, 1], x[1, 2], x[2] = 500, 31, 32, 0
     return x
 
 
@@ -36,7 +39,6 @@ def layer(dtype=torch.float64):
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in weights.values()]
 
 
-@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("noise", [0, 0.3])
 def test_gradients_of_the_likelihood_are_those_of_its_value(noise):
     x = counts()
@@ -46,7 +48,6 @@ def test_gradients_of_the_likelihood_are_those_of_its_value(noise):
     assert torch.autograd.gradcheck(lambda *weights: score(*weights, library, x), layer())
 
 
-@pytest.mark.usefixtures("_small_blocks")
 def test_the_likelihood_of_counts_is_that_of_the_distribution():
     x, weights = counts(), layer()
     library = x.sum(1, keepdim=True).clamp_min(1)
@@ -76,19 +77,90 @@ def test_values_may_lie_in_memory_by_genes():
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_tables_give_what_gamma_functions_give():
-    x, theta = counts(), torch.rand(N_GENES, dtype=torch.float64) * 3 + 1e-3
-    x[3, 3] = 2 - 1e-9
-    table = counts_of.GammaTable(theta, x)
-    for function in (counts_of.log_gammas, counts_of.digammas):
-        torch.testing.assert_close(table(function, x), function(x, theta), rtol=1e-9, atol=1e-9)
+def test_digamma_is_that_of_torch():
     z = torch.logspace(-3, 5, 200, dtype=torch.float64)
     torch.testing.assert_close(counts_of.digamma(z), torch.digamma(z), rtol=1e-9, atol=1e-9)
 
 
-def test_single_precision_keeps_large_dispersions():
+@pytest.mark.usefixtures("_compiled_loops")
+@pytest.mark.parametrize("theta", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("noise", [0, 0.3])
+@pytest.mark.parametrize("alike", [True, False])
+def test_compiled_loops_give_the_likelihood_and_its_gradients(theta, noise, alike):
+    """In single precision what the formula gives in double, for counts of every size and values between them."""
+    x, weights = counts(), layer()
+    x = x + noise * torch.rand_like(x) * (x > 0)
+    x[3, :3] = torch.tensor([1, 5_000, 1e5])
+    with torch.no_grad():
+        weights[3] += np.log(theta)
+    library = x.sum(1, keepdim=True).clamp_min(1)
+    # Cells that count alike, as in training, and not.
+    importance = torch.full((N_CELLS,), 0.5) if alike else torch.rand(N_CELLS)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        given = [value.detach().to(dtype).requires_grad_() for value in weights]
+        score = counts_of.NegativeBinomialScore.apply(*given, library.to(dtype), x.to(dtype))
+        gradients = torch.autograd.grad(score @ importance.to(dtype), given)
+        results.append([value.detach().double() for value in (score, *gradients)])
+    (score, *gradients), (expected, *exact) = results
+    # A count of 1e5 has terms of up to 2e6, of which single precision has seven digits: they are right to .1 each.
+    assert ((score - expected).abs() < 1e-5 * expected.abs() + 4e-6 * x.amax(1) + 1e-3).all()
+    for ours, theirs in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.usefixtures("_compiled_loops")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", range(4))
+def test_compiled_loops_do_not_hide_what_is_not_finite(bad, place):
+    """A training that diverges goes back, which it must see."""
+    x, weights = counts(dtype=torch.float32), [value.detach() for value in layer(torch.float32)]
+    weights[place].view(-1)[0] = bad
+    score = counts_of.NegativeBinomialScore.apply(*weights, x.sum(1, keepdim=True).clamp_min(1), x)
+    plain = counts_of.NegativeBinomialScore.apply(
+        *(value.double() for value in (*weights, x.sum(1, keepdim=True).clamp_min(1), x))
+    )
+    assert not score[~plain.isfinite()].isfinite().any()
+
+
+@pytest.mark.usefixtures("_compiled_loops")
+def test_compiled_loops_give_what_encoders_and_paths_read():
+    x, factor = counts(dtype=torch.float32), 10 ** (6 * torch.rand(N_CELLS, 1) - 3)
+    torch.testing.assert_close(_compiled.scaled_log1p(x, factor), (x * factor).log1p(), rtol=1e-6, atol=1e-7)
+    mean, inverse_scale = torch.randn(2, N_GENES), torch.rand(N_GENES)
+    for group in (None, torch.randint(0, 2, (N_CELLS,))):
+        values = [value.double() for value in (x, mean, inverse_scale)]
+        expected = _compiled.standardised(values[0], values[1], group, values[2])
+        found = _compiled.standardised(x, mean, group, inverse_scale)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_loops_are_compiled_where_nothing_can_be_written(monkeypatch):
+    """As in an installation that only its administrator may change, for a user without a home."""
+    from cplmixvi import _kernels
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(_kernels, "njit", njit)
+    assert _kernels.compiled(len) is len
+
+
+def test_without_numba_torch_does_the_same(monkeypatch):
+    x, factor = torch.rand(200, 300), torch.rand(200, 1)
+    with_it = _compiled.scaled_log1p(x, factor)
+    monkeypatch.setattr(_compiled, "_kernels", lambda: None)
+    assert _compiled.kernels(x) is None
+    torch.testing.assert_close(_compiled.scaled_log1p(x, factor), with_it)
+
+
+@pytest.mark.parametrize("least", [0, 100])
+def test_single_precision_keeps_large_dispersions(least, monkeypatch):
     """Theta log(theta / (theta + mu)) must not be a difference of large numbers."""
-    x, weights = counts().clamp(max=counts_of.TABLE_COUNTS), layer()
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
+    x, weights = counts().clamp(max=32), layer()
     with torch.no_grad():
         weights[3] += 12
     library = x.sum(1, keepdim=True).clamp_min(1)
@@ -146,7 +218,6 @@ def test_encoder_is_that_of_scvi_tools(covariates):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("n_batch", [1, 2])
 def test_paths_clip_around_the_mean_of_the_batch(n_batch):
     path = Arm(N_GENES, 3, 2, likelihood_class("nb"), n_cats_per_cov=(n_batch,)).path
@@ -166,7 +237,10 @@ def test_paths_that_are_not_set_add_nothing():
 
 @pytest.mark.parametrize("keep", [0.5, 0.93, 0.01])
 @pytest.mark.parametrize("count", [1, 3, 20, 63, 64, 200])
-def test_thinned_counts_are_binomial(keep, count):
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_thinned_counts_are_binomial(keep, count, least, monkeypatch):
+    """By compiled loops and by torch."""
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
     drawn = CountThinning(keep)(torch.full((100, 2_000), float(count))).numpy().ravel()
     values = np.arange(count + 1)
     expected = stats.binom.pmf(values, count, keep) * len(drawn)
@@ -181,7 +255,9 @@ def test_thinned_counts_are_binomial(keep, count):
     assert stats.chi2.sf(statistic, len(expected) - 1) > 1e-4
 
 
-def test_thinned_entries_and_copies_are_independent():
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_thinned_entries_and_copies_are_independent(least, monkeypatch):
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
     x = torch.full((500, 1_000), 4.0)
     thin = CountThinning(0.5)
     first, second = thin(x), thin(x)
@@ -191,12 +267,17 @@ def test_thinned_entries_and_copies_are_independent():
         assert abs(correlation) < 5 / np.sqrt(one.numel())
 
 
-def test_the_seed_decides_what_is_thinned():
+@pytest.mark.parametrize("least", [0, 2**20])
+def test_the_seed_decides_what_is_thinned(least, monkeypatch):
+    """Whatever the number of threads."""
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
     x, copies = counts(dtype=torch.float32), []
-    for _ in range(2):
+    for n_threads in (1, 1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
         torch.manual_seed(1)
         copies.append(CountThinning(0.5)(x))
-    assert torch.equal(*copies)
+    assert torch.equal(*copies[:2])
+    assert torch.equal(*copies[1:])
 
 
 def test_a_step_needs_no_more_matrices_than_one_per_arm_and_its_input():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
 from scipy.stats import binom
 
+from cplmixvi._compiled import in_parts, kernels
+
 from ._base import Augmenter
 
 #: Counts up to which copies are looked up, and numbers that the first bits of a uniform one make.
 _TABLE_COUNTS, _N_BINS = 63, 1024
-#: Entries that are drawn at a time, so that they stay in a core's cache.
-_BLOCK = 2**18
 
 
 class CountThinning(Augmenter):
@@ -86,26 +87,46 @@ def thinned(x: torch.Tensor, keep: float) -> torch.Tensor:
         Same shape.
     """
     table, distribution = _tables(keep)
-    table = table.to(x.dtype)
-    copy = torch.empty_like(x)
-    n_rows = max(_BLOCK // x.shape[1], 1)
-    for cells, drawn in zip(x.split(n_rows), copy.split(n_rows), strict=True):
-        count = cells.reshape(-1)
-        # Four numbers of 16 bits from each of 64.
-        bits = torch.empty(len(count) // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        bits = bits[: len(count)].int().bitwise_and_(_N_BINS - 1)
-        found = table.index_select(0, count.clamp(max=_TABLE_COUNTS + 1).int().mul_(_N_BINS).add_(bits))
-        # NumPy finds few among many several times faster than torch.
-        undecided = torch.from_numpy(np.flatnonzero(found.numpy() < 0))
+    count = x.reshape(-1)
+    loops = kernels(x)
+    copy, undecided, bits = _looked_up(count, table.to(x.dtype)) if loops is None else _by_loops(loops, count, table)
+    if len(undecided):
         n = count[undecided]
         large = n > _TABLE_COUNTS
         # Of small counts, the smallest number whose distribution function is beyond u.
-        u = (bits[undecided] + torch.rand(len(n), dtype=torch.float64)) / _N_BINS
+        u = (bits + torch.rand(len(n), dtype=torch.float64)) / _N_BINS
         value = (distribution[n.clamp(max=_TABLE_COUNTS).long()] <= u[:, None]).sum(1).to(x.dtype)
         value[large] = torch.binomial(n[large], torch.full_like(n[large], keep))
-        found[undecided] = value
-        drawn.copy_(found.view_as(drawn))
-    return copy
+        copy[undecided] = value
+    return copy.view_as(x)
+
+
+def _looked_up(count: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the first bits of a uniform number give of each count, where they do not decide, and what they are there."""
+    # Four numbers of 16 bits from each of 64.
+    bits = torch.empty(len(count) // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    bits = bits[: len(count)].int().bitwise_and_(_N_BINS - 1)
+    found = table.index_select(0, count.clamp(max=_TABLE_COUNTS + 1).int().mul_(_N_BINS).add_(bits))
+    undecided = (found < 0).nonzero().view(-1)
+    return found, undecided, bits[undecided]
+
+
+def _by_loops(
+    loops: ModuleType, count: torch.Tensor, table: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As :func:`_looked_up`, from one number of torch's generator, whatever the number of threads."""
+    seed = np.uint64(torch.randint(2**63 - 1, (1,)).item())
+    copy = torch.empty_like(count)
+
+    def part(some: slice) -> tuple[np.ndarray, np.ndarray]:
+        own, found = count.numpy()[some], copy.numpy()[some]
+        index, bits = np.empty((2, len(own)), dtype=np.int32)
+        n = loops.look_up(own, some.start, seed, table.numpy(), _N_BINS, _TABLE_COUNTS, found, index, bits)
+        return some.start + index[:n].astype(np.int64), bits[:n].copy()
+
+    parts = in_parts(part, len(count), multiple=4)
+    index, bits = (torch.from_numpy(np.concatenate(found)) for found in zip(*parts, strict=True))
+    return copy, index, bits
 
 
 @cache

@@ -1,17 +1,16 @@
-"""Log-likelihood of counts straight from a decoder's hidden layer, some cells at a time."""
+"""Log-likelihood of counts straight from a decoder's hidden layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ._dense import outer, product, row_blocks
-from ._simplex import EPS
+from cplmixvi._compiled import in_parts, kernels
 
-#: Counts up to which what they need of the gamma function is read from a table of all genes.
-TABLE_COUNTS = 32
+from ._dense import outer, product
+from ._simplex import EPS
 
 
 def digamma(z: torch.Tensor) -> torch.Tensor:
@@ -20,62 +19,6 @@ def digamma(z: torch.Tensor) -> torch.Tensor:
     inverse2 = shifted.square().reciprocal()
     series = shifted.log() - 0.5 / shifted - inverse2 * (1 / 12 - inverse2 * (1 / 120 - inverse2 / 252))
     return series - sum((z + step).reciprocal() for step in range(8))
-
-
-def log_gammas(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    r""":math:`\log\Gamma(x+\theta) - \log\Gamma(\theta) - \log\Gamma(x+1)`, what a likelihood of counts needs."""
-    return torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-
-
-def digammas(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    r"""Derivative of :func:`log_gammas` by ``theta``, :math:`\psi(x+\theta) - \psi(\theta)`."""
-    return digamma(x + theta) - digamma(theta)
-
-
-class GammaTable:
-    r"""What :func:`log_gammas` and :func:`digammas` give, read from tables of small counts by genes.
-
-    With :math:`\log\Gamma(x+\theta) - \log\Gamma(\theta) = \sum_{j<x}\log(\theta+j)` there are as many logarithms as
-    entries of a table, whatever the number of cells, and no gamma function but for genes with large counts.
-
-    Parameters
-    ----------
-    theta
-        Inverse dispersions, ``(n_genes,)``.
-    x
-        All values of at least zero that will be asked for, ``(n_cells, n_genes)``.
-    """
-
-    def __init__(self, theta: torch.Tensor, x: torch.Tensor):
-        self.theta = theta
-        step = torch.arange(TABLE_COUNTS, dtype=theta.dtype)[:, None]
-        values, slopes = torch.log((theta + step) / (1 + step)), (theta + step).reciprocal()
-        self._tables = {
-            function: torch.cat([torch.zeros_like(theta), table.cumsum(0).view(-1)])
-            for function, table in ((log_gammas, values), (digammas, slopes))
-        }
-        self._gene = torch.arange(len(theta), dtype=torch.int32)
-        # A learned copy may be off a count by rounding, and a noisy one by more.
-        off = torch.zeros_like(theta)
-        for rows in row_blocks(len(x), x.shape[1], on_cpu=True):
-            small = x[rows].clamp(max=TABLE_COUNTS)
-            torch.maximum(off, small.sub_(small.int()).amax(0), out=off)
-        self._others = ((off > 0) | (x.amax(0) > TABLE_COUNTS)).nonzero().view(-1)
-
-    def __call__(self, function: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """What ``function`` gives for some of the cells, ``(n, n_genes)``, same shape."""
-        key = x.clamp(max=TABLE_COUNTS).int().mul_(len(self.theta)).add_(self._gene)
-        # Not gather, which takes three times as long.
-        found = self._tables[function].index_select(0, key.view(-1)).view_as(x)
-        if len(self._others):
-            found[:, self._others] = function(x[:, self._others], self.theta[self._others])
-        return found
-
-
-def gamma_terms(theta: torch.Tensor, x: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A function of :func:`log_gammas` or :func:`digammas` and cells of ``x`` that gives the former of the latter."""
-    # Elsewhere than on a CPU gamma functions are cheap, and looking for large counts would wait for the device.
-    return GammaTable(theta, x) if theta.device.type == "cpu" else lambda function, some: function(some, theta)
 
 
 class NegativeBinomialScore(torch.autograd.Function):
@@ -94,7 +37,8 @@ class NegativeBinomialScore(torch.autograd.Function):
         \frac{\partial\log p}{\partial l_g} = u_g - \rho_g\sum_j u_j, \qquad
         \frac{\partial\log p}{\partial\theta_g} = \psi(x_g+\theta_g) - \psi(\theta_g) - \log r_g - u_g/\theta_g .
 
-    Nothing but :math:`\rho` is kept from one pass to the other, and no other matrix of cells by genes is ever whole.
+    The derivatives are made together with the value. Compiled loops put the first in the place of the logits and sum
+    the second over cells, so that one matrix of cells by genes is kept.
     """
 
     @staticmethod
@@ -125,37 +69,76 @@ class NegativeBinomialScore(torch.autograd.Function):
         # Minibatches of values that are stored by genes (CSC) lie in memory so.
         x = x.contiguous()
         theta = log_theta.exp() + EPS
-        terms, inverse, log_theta = gamma_terms(theta, x), theta.reciprocal(), theta.log()
-        rho = product(hidden, weight, bias)
-        score = x.new_empty(len(x))
-        for rows in row_blocks(len(x), x.shape[1], x.device.type == "cpu"):
-            counts, depth, share = x[rows], library[rows], rho[rows]
-            share -= share.amax(-1, keepdim=True)
-            value = (counts * share).sum(-1)
-            share.copy_(torch.softmax(share, -1))
-            # The largest logit is zero now: its share is one over the sum.
-            value += counts.sum(-1) * (depth.squeeze(-1) * share.amax(-1)).log()
-            log_r = (share * inverse).mul_(depth).log1p_()
-            value -= counts @ log_theta + log_r @ theta
-            value += terms(log_gammas, counts).addcmul_(counts, log_r, value=-1).sum(-1)
-            score[rows] = value
-        ctx.save_for_backward(hidden, weight, theta, library, x, rho)
-        ctx.terms = terms
+        logits = product(hidden, weight, bias)
+        ctx.loops = kernels(logits, x)
+        if ctx.loops is None:
+            score, to_logits, to_genes = _by_torch(logits, theta, library, x)
+        else:
+            score, to_logits, to_genes = _by_loops(ctx.loops, logits, theta, library, x, torch.ones_like(x[:, 0]))
+        ctx.save_for_backward(hidden, weight, bias, theta, library, x, to_logits, to_genes)
         return score
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``hidden``, ``weight``, ``bias`` and ``log_theta``."""
-        hidden, weight, theta, library, x, rho = ctx.saved_tensors
-        inverse, to_theta, to_logits = theta.reciprocal(), torch.zeros_like(theta), torch.empty_like(x)
-        for rows in row_blocks(len(x), x.shape[1], x.device.type == "cpu"):
-            counts, share, weights = x[rows], rho[rows], gradient[rows]
-            mu = share * library[rows]
-            ratio = mu * inverse
-            u = torch.sub(counts, mu, out=mu).div_(ratio + 1)
-            to_theta += weights @ ctx.terms(digammas, counts).sub_(ratio.log1p_()) - (weights @ u) * inverse
-            u.addcmul_(share, u.sum(-1, keepdim=True), value=-1)
-            torch.mul(u, weights[:, None], out=to_logits[rows])
-        to_hidden = product(to_logits, weight.t())
-        return to_hidden, outer(to_logits, hidden), to_logits.sum(0), to_theta * (theta - EPS), None, None
+        hidden, weight, bias, theta, library, x, to_logits, to_genes = ctx.saved_tensors
+        if ctx.loops is None:
+            to_theta, to_bias = gradient @ to_genes, gradient @ to_logits
+        elif (gradient == gradient[0]).all():
+            to_theta, to_bias = gradient[0] * to_genes
+        else:
+            # Not in training, where all cells count alike.
+            _, _, (to_theta, to_bias) = _by_loops(ctx.loops, product(hidden, weight, bias), theta, library, x, gradient)
+        weights = gradient[:, None]
+        return (
+            product(to_logits, weight.t()) * weights,
+            outer(to_logits, hidden * weights),
+            to_bias,
+            to_theta * (theta - EPS),
+            None,
+            None,
+        )
+
+
+def _by_torch(
+    logits: torch.Tensor, theta: torch.Tensor, library: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Score ``(n_cells,)`` and its derivatives by logits and by theta, ``(n_cells, n_genes)`` each."""
+    inverse = theta.reciprocal()
+    log_share = torch.log_softmax(logits, -1)
+    share = log_share.exp()
+    mu = share * library
+    ratio = mu * inverse
+    log_r = ratio.log1p()
+    score = (x * (log_share + library.log() - theta.log() - log_r) - theta * log_r).sum(-1)
+    # Differences of numbers that are large where theta is.
+    precise = x.dtype if x.device.type == "mps" else torch.float64
+    count, size = x.to(precise), theta.to(precise)
+    score += (torch.lgamma(count + size) - torch.lgamma(size) - torch.lgamma(count + 1)).sum(-1).to(x.dtype)
+    u = (x - mu).div_(ratio.add_(1))
+    to_theta = (digamma(count + size) - digamma(size)).to(x.dtype).sub_(log_r).addcmul_(u, inverse, value=-1)
+    return score, torch.addcmul(u, share, u.sum(-1, keepdim=True), value=-1), to_theta
+
+
+def _by_loops(
+    loops: ModuleType,
+    logits: torch.Tensor,
+    theta: torch.Tensor,
+    library: torch.Tensor,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As :func:`_by_torch`, with the derivatives by logits in their place, and the others summed over cells.
+
+    Those are the derivatives by theta and bias, ``(2, n_genes)``, of the sum of scores times ``weights``.
+    """
+    cells = [values.contiguous().numpy() for values in (logits, x, library.view(-1), weights)]
+    score = torch.empty_like(weights)
+
+    def part(rows: slice) -> torch.Tensor:
+        to_genes = theta.new_empty(2, len(theta))
+        loops.score(*(values[rows] for values in cells), theta.numpy(), score.numpy()[rows], to_genes.numpy())
+        return to_genes
+
+    return score, logits, torch.stack(in_parts(part, len(x))).sum(0)

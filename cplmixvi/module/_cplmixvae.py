@@ -10,6 +10,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import Distribution, Normal
 
+from cplmixvi._compiled import scaled_log1p
 from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY, KNOWN_KEY
 from cplmixvi._processes import averaged, n_processes
 from cplmixvi.augment import Augmenter, Identity
@@ -173,8 +174,7 @@ class CplMixVAE(BaseModuleClass):
         """
         if not self.on_counts:
             return x
-        # In place: a second matrix of this size would cost more than the logarithms.
-        return (x * (depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0))).log1p_()
+        return scaled_log1p(x, depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0))
 
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], full_forward_pass: bool = False) -> dict:
         return {

@@ -9,9 +9,6 @@ from scvi.nn import FCLayers
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-#: Entries of a minibatch that are worked on at a time on a CPU (1 MB).
-BLOCK_ENTRIES = 2**18
-
 
 @cache
 def _has_onednn() -> bool:
@@ -142,12 +139,3 @@ class Encoder(FCLayers):
             for layer in layers:
                 hidden = hidden if layer is None else layer(hidden)
         return hidden
-
-
-def row_blocks(n_cells: int, n_columns: int, on_cpu: bool) -> list[slice]:
-    """Rows of a minibatch that are worked on at a time: on a CPU few enough for what is made of them to stay in cache.
-
-    What is larger is fetched from memory, and asked for from the operating system, anew in every operation.
-    """
-    size = max(BLOCK_ENTRIES // max(n_columns, 1), 1) if on_cpu else max(n_cells, 1)
-    return [slice(first, first + size) for first in range(0, n_cells, size)]

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ._dense import linear, row_blocks
+from cplmixvi._compiled import standardised
+
+from ._dense import linear
 
 #: Coordinates that a path has at least and, for many categories, at most.
 MIN_COORDINATES, MAX_COORDINATES = 25, 128
@@ -76,16 +78,13 @@ class LinearPath(nn.Module):
     def coordinates(self, x: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
         """``(n_cells, n_coordinates)`` for encoder inputs ``(n_cells, n_genes)`` of batches ``(n_cells,)``."""
         x = x if self.normal_form is None else self.normal_form(x)
-        # Of one batch there is one mean, and no need of a matrix of cells by genes to hold it.
-        mean = self.mean[-1] if batch is None else self.mean[0] if len(self.mean) == 2 else self.mean[batch]
+        # Of one batch there is one mean.
+        rows = self.mean[-1:] if batch is None else self.mean[:1] if len(self.mean) == 2 else self.mean
+        rows_of = None if len(rows) == 1 else batch
         # Clipped at a number: torch takes several times as long to clip at a tensor. Before a guide sets the clip it is
         # infinite, and the axes are zero.
         clip = self.clip.clamp_max(1e6)
-        scale, axes = self.inverse_scale / clip, (self.axes * clip).t()
-        blocks = row_blocks(len(x), x.shape[1], x.device.type == "cpu")
-        means = mean.expand_as(x)
-        standardised = ((x[rows] - means[rows]).mul_(scale).clamp_(-1, 1) for rows in blocks)
-        return torch.cat([linear(block, axes) for block in standardised])
+        return linear(standardised(x, rows, rows_of, self.inverse_scale / clip), (self.axes * clip).t())
 
     def forward(self, x: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
         """What is added to the logits, ``(n_cells, K)``."""
