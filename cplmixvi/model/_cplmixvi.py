@@ -60,12 +60,9 @@ class CplMixVI(
 ):
     """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
 
-    Each arm is a variational autoencoder with a categorical latent, the type of a cell, and a continuous one, its state
-    within the type. Arms see different copies of the cell and must agree on its type.
-
-    After :meth:`train` look at :meth:`report` first. :meth:`predict` gives types and their probabilities,
-    :meth:`get_state` states, :meth:`get_consensus` how far arms agree, and :meth:`get_novelty` how unlike the training
-    cells new ones are. :func:`cplmixvi.tl.annotate` writes types, probabilities, states and agreement into the AnnData.
+    Arms see different copies of a cell and must agree on its type. After :meth:`train` look at :meth:`report` first.
+    :meth:`predict` gives types, :meth:`get_state` states, :meth:`get_consensus` how far arms agree, :meth:`get_novelty`
+    how unlike the training cells new ones are; :func:`cplmixvi.tl.annotate` writes types and states into the AnnData.
 
     Parameters
     ----------
