@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _states_cycle as cycle
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -14,6 +15,30 @@ import cplmixvi as cpl
 
 INTERFERON_GENES = ("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1")
 MIN_CELLS = 10
+
+
+def factor_scores(
+    name: str, adata: AnnData, found: np.ndarray, state: np.ndarray, proba: np.ndarray
+) -> dict[str, float]:
+    """What is known of a data set's cells beside their types, as far as anything is; the cells are annotated."""
+    scores: dict[str, float] = {}
+    if name == "kang":
+        scores |= condition_scores(adata, found, state)
+    elif name == "rnamix":
+        scores |= mixture_scores(adata, found, state, proba)
+    elif name == "paul":
+        scores |= pseudotime_scores(adata, found, state)
+    if name in cycle.DATASETS:
+        scores |= cycle.cycle_scores(name, adata, found, state)
+    return scores
+
+
+def shared_variance(state: np.ndarray, found: np.ndarray) -> float:
+    """Share of the within-category variance of arm 0 that arm 1, aligned, has too; ``nan`` with one arm."""
+    if state.shape[1] < 2:
+        return np.nan
+    first, second = (pd.DataFrame(state[:, arm]).groupby(found).transform(lambda s: s - s.mean()) for arm in (0, 1))
+    return float(1 - np.square(first - second).to_numpy().sum() / np.square(first).to_numpy().sum())
 
 
 def mixed(labels: np.ndarray, condition: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -34,6 +34,8 @@ AUGMENTERS = ["thin", "mask", "noise", "none", "neighbours", "neighbours+thin", 
 #: A condition that types should not follow, for data that have one.
 CONDITIONS = {"kang": "stim"}
 SCORES = ["accuracy", "ari", "nmi", "rare_recall", "consensus", "expected_calibration_error", "condition_nmi"]
+#: As in ``states.py``; all sets have the first three, and those whose states are known something to compare them with.
+STATES = ["arms_r2", "elbo", "flips", "stim_auc", "isg_rank", "mix_r2", "amount_rho", "s_rho", "g2m_rho", "gap"]
 COPIES = ["real_accuracy", "copy_accuracy", "sure", "real_accuracy_sure", "copy_accuracy_sure"]
 COPIES += ["variance_ratio", "variance_least", "variance_most", "auc_linear", "auc_forest", "auc_boosting", "auc_genes"]
 
@@ -47,16 +49,26 @@ class Shared:
         self.fit_guide, self.kept, self.key = _plan.fit_guide, {}, None
         _plan.fit_guide = self.guide
 
-    def guide(self, module, batches):
-        """Fit the guide where that was not done; one that is not for all augmenters has a key of its own."""
+    def guide(self, module, batches, adopt=None):
+        """Fit the guide where that was not done; one that is not for all augmenters has a key of its own.
+
+        One of a fit that found a condition is not kept: what finds it changes the copies too.
+        """
         import torch
 
         # The same guide in another process, and the same random numbers after it whether it was fitted or kept.
         torch.manual_seed(self.key[1])
-        if self.key not in self.kept:
-            self.kept[self.key] = self.fit_guide(module, batches)
+        conditions = []
+
+        def noted(condition) -> None:
+            conditions.append(condition)
+            adopt(condition)
+
+        guide = self.kept.get(self.key) or self.fit_guide(module, batches, adopt=adopt and noted)
+        if not conditions:
+            self.kept[self.key] = guide
         torch.manual_seed(self.key[1])
-        return deepcopy(self.kept[self.key])
+        return deepcopy(guide)
 
     def learn(self, model, name: str, seed: int) -> None:
         """Train the model's learned augmenter, or give it the weights that were learned before; kept in files."""
@@ -81,22 +93,28 @@ def condition_nmi(condition: np.ndarray, labels: np.ndarray, truth: np.ndarray) 
     return float(np.mean([normalized_mutual_info_score(condition[some], labels[some]) for some in inside]))
 
 
+def labelled(name: str):
+    """Cells, their labels, the number of types and the likelihood, also of the sets that are for states only."""
+    from _data import CASES, load
+    from _states_models import cells
+
+    adata, n_types, likelihood = cells(name)
+    return adata, load(name)[1] if name in CASES else adata.obs["cell_type"].to_numpy(), n_types, likelihood
+
+
 def run_types(name: str, augmenter: str, seed: int, shared: Shared) -> dict:
     """One fit and its scores. ``batch=KEY`` stands for thinning with the condition as ``batch_key``."""
     import scvi
-    from _data import CASES, load
+    from _data import CASES
 
     import cplmixvi as cpl
 
-    case = CASES[name]
-    adata, truth, n_types = load(name)
+    adata, truth, n_types, likelihood = labelled(name)
     given = augmenter.removeprefix("batch=") if augmenter.startswith("batch=") else None
     own = augmenter if given or "across" in augmenter else None
     scvi.settings.seed = seed
     cpl.CplMixVI.setup_anndata(adata, batch_key=given)
-    model = cpl.CplMixVI(
-        adata, n_categories=n_types, likelihood=case.likelihood, augment="thin" if given else augmenter
-    )
+    model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=likelihood, augment="thin" if given else augmenter)
     started = time.perf_counter()
     shared.learn(model, name, seed)
     learnt = time.perf_counter()
@@ -111,11 +129,12 @@ def run_types(name: str, augmenter: str, seed: int, shared: Shared) -> dict:
         proba=posterior.proba,
         confidence=posterior.proba.max(1),
         categories=np.arange(n_types).astype(str),
-        ignore=case.ignore,
+        ignore=CASES[name].ignore if name in CASES else (),
     )
     scores["consensus"] = model.get_consensus().mean
     if name in CONDITIONS:
         scores["condition_nmi"] = condition_nmi(adata.obs[CONDITIONS[name]].to_numpy(), labels, truth)
+    scores |= state_scores(name, adata, model, posterior)
     return {
         **{key: float(value) for key, value in scores.items()},
         "seconds_augmenter": round(learnt - started, 1),
@@ -123,20 +142,38 @@ def run_types(name: str, augmenter: str, seed: int, shared: Shared) -> dict:
     }
 
 
+def state_scores(name: str, adata, model, posterior) -> dict[str, float]:
+    """Scores of the states of a fit, those of ``states.py`` that are in ``STATES``."""
+    import _states_scores as scores
+
+    import cplmixvi as cpl
+
+    cpl.tl.annotate(adata, model, overwrite=True)
+    found = model.category_names[posterior.proba.argmax(1)].astype(str)
+    sizes = adata.obs["cplmixvi"].value_counts()
+    sizes.index = sizes.index.astype(str)
+    of_states = {
+        "arms_r2": scores.shared_variance(posterior.state, found),
+        "elbo": float(model.get_elbo()),
+        **scores.traversal_scores(cpl.tl.traverse(adata, model), sizes),
+        **scores.factor_scores(name, adata, found, posterior.combined, posterior.proba),
+    }
+    return {key: of_states[key] for key in STATES if key in of_states}
+
+
 def run_copies(name: str, augmenter: str, seed: int, shared: Shared) -> dict:
     """Whether copies keep the type, vary like cells and can be told from cells. Labels are for scoring only."""
     import scvi
     import torch
-    from _data import CASES, load
     from sklearn.model_selection import train_test_split
 
     import cplmixvi as cpl
     from cplmixvi.augment import Cells, LearnedAugmenter
 
-    adata, truth, n_types = load(name)
+    adata, truth, n_types, likelihood = labelled(name)
     scvi.settings.seed = seed
     cpl.CplMixVI.setup_anndata(adata)
-    model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=CASES[name].likelihood, augment=augmenter)
+    model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=likelihood, augment=augmenter)
     shared.learn(model, name, seed)
     values = cpl.pp.to_csr(adata.X)
     everyone = np.arange(adata.n_obs)
@@ -228,10 +265,11 @@ def main() -> None:
     import scvi
     import torch
     from _data import CASES
+    from _states_models import MORE
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["types", "copies"])
-    parser.add_argument("--data", nargs="+", default=["scmix", "pbmc4k", "worm", "zeisel7"], choices=list(CASES))
+    parser.add_argument("--data", nargs="+", default=["scmix", "pbmc4k", "worm", "rnamix"], choices=[*CASES, *MORE])
     parser.add_argument("--augmenters", nargs="+", default=AUGMENTERS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--render", action="store_true", help="write the table from the runs that are there")
@@ -241,7 +279,7 @@ def main() -> None:
     scvi.settings.verbosity = logging.ERROR
     torch.set_num_threads(1)
     if options.what == "types":
-        path, run, scores, title = RESULTS / "augmenters.jsonl", run_types, SCORES, "Augmenters: types"
+        path, run, scores, title = RESULTS / "augmenters.jsonl", run_types, SCORES + STATES, "Augmenters"
     else:
         path, run, scores, title = RESULTS / "augmenter_copies.jsonl", run_copies, COPIES, "Augmenters: copies"
     runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

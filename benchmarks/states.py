@@ -40,7 +40,6 @@ TRAVERSAL += ["isg_monotone", "isg_effect", "moved_within", "moved_half", "moved
 
 def run(name: str, variant: str, seed: int) -> dict:
     """One fit, or the one that is kept, and its scores."""
-    import _states_cycle as cycle
     import _states_markers as markers
     import _states_scores as scores
     import torch
@@ -63,7 +62,7 @@ def run(name: str, variant: str, seed: int) -> dict:
         "accuracy": cpl.metrics.accuracy(truth, found),
         "ari": cpl.metrics.ari(truth, found),
         "elbo": float(model.get_elbo()),
-        "arms_r2": shared_variance(posterior.state, found),
+        "arms_r2": scores.shared_variance(posterior.state, found),
     }
     for j in range(model.n_state):
         of_dimension = activity[activity["dimension"] == j + 1]
@@ -75,20 +74,14 @@ def run(name: str, variant: str, seed: int) -> dict:
     entry |= markers.marker_scores(name, adata, model, found, result)
     drawn = cpl.tl.traverse(adata, model, n_draws=10).leakage
     entry["flips_drawn"] = float(drawn["flip_rate"].mean())
-    if name == "kang":
-        entry |= scores.condition_scores(adata, found, state)
-    elif name == "rnamix":
-        entry |= scores.mixture_scores(adata, found, state, posterior.proba)
-    elif name == "paul":
-        entry |= scores.pseudotime_scores(adata, found, state)
-    if name in cycle.DATASETS:
-        entry |= cycle.cycle_scores(name, adata, found, state)
+    entry |= scores.factor_scores(name, adata, found, state, posterior.proba)
     numbers = {key: float(value) for key, value in entry.items() if isinstance(value, float | np.floating)}
     return {**entry, **{key: value if np.isfinite(value) else None for key, value in numbers.items()}}
 
 
 def run_held_out(name: str, variant: str, seed: int) -> dict:
     """One fit to four fifths of the cells, and its evidence on the others: for choices that must not see labels."""
+    import _states_scores as scores
     import scvi
     import torch
     from _methods import QUIET
@@ -113,16 +106,8 @@ def run_held_out(name: str, variant: str, seed: int) -> dict:
         "elbo": float(model.get_elbo(indices=model.train_indices)),
         "elbo_held_out": float(model.get_elbo(indices=model.validation_indices)),
         "variance_least": float(share.min()),
-        "arms_r2": shared_variance(model.get_posterior().state, model.get_posterior().proba.argmax(1)),
+        "arms_r2": scores.shared_variance(model.get_posterior().state, model.get_posterior().proba.argmax(1)),
     }
-
-
-def shared_variance(state: np.ndarray, found: np.ndarray) -> float:
-    """Share of the within-category variance of arm 0 that arm 1, aligned, has too; ``nan`` with one arm."""
-    if state.shape[1] < 2:
-        return np.nan
-    first, second = (pd.DataFrame(state[:, arm]).groupby(found).transform(lambda s: s - s.mean()) for arm in (0, 1))
-    return float(1 - np.square(first - second).to_numpy().sum() / np.square(first).to_numpy().sum())
 
 
 def render(runs: list[dict], path: Path) -> None:

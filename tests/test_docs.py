@@ -244,3 +244,21 @@ def test_benchmark_page_has_the_numbers_of_the_harness(tmp_path):
     assert (tmp_path / "types.png").stat().st_size > 10_000
     assert set(pages.METHODS) >= set(ari)
     assert set(pages.DATA) >= {row["data"] for row in rows}
+
+
+def test_benchmark_page_explains_every_column_of_the_states():
+    page = text("docs/benchmarks.md")
+    explained = set(re.findall(r"`(\w+)`", page[page.index("## States") :]))
+    n_columns = 0
+    for table in ("states", "states_held_out"):
+        for line in text(f"benchmarks/results/{table}.md").splitlines():
+            names = [cell.strip() for cell in line.strip("|").split("|")]
+            if {"data", "variant"} & set(names):
+                columns = {name for name in names if not re.fullmatch(r"variance_\d", name)} - {
+                    "data",
+                    "variant",
+                    "seeds",
+                }
+                assert columns <= explained, columns - explained
+                n_columns += len(columns)
+    assert n_columns > 30
