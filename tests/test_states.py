@@ -39,7 +39,7 @@ class TestAlignment:
         alignment = StateAlignment(2, K, S)
         alignment.fit(state, category)
         (first, second), _ = alignment(state, torch.ones_like(state), category)
-        # Small categories are shrunk to the rotation that all share, so that it is not exact: .70 is the least of all seeds.
+        # Small categories are shrunk to the rotation that all share, so not exact: .70 is the least of all seeds.
         for k in range(K):
             centred = [arm[category == k] - arm[category == k].mean(0) for arm in (first, second)]
             assert np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1] > 0.65
