@@ -131,8 +131,10 @@ def pseudotime_scores(adata: AnnData, found: np.ndarray, state: np.ndarray) -> d
     }
 
 
-def traversal_scores(result: cpl.tl.Traversal, sizes: pd.Series) -> dict[str, float]:
+def traversal_scores(result: cpl.tl.Traversal, adata: AnnData) -> dict[str, float]:
     """Along the main path of every type: what happens to markers, to the type, and to interferon genes."""
+    sizes = adata.obs["cplmixvi"].value_counts()
+    sizes.index = sizes.index.astype(str)
     path = "main" if "main" in result.paths else "1"
     leakage = result.leakage[result.leakage["path"] == path]
     weights = sizes.loc[leakage["category"]].to_numpy()

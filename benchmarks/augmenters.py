@@ -150,12 +150,10 @@ def state_scores(name: str, adata, model, posterior) -> dict[str, float]:
 
     cpl.tl.annotate(adata, model, overwrite=True)
     found = model.category_names[posterior.proba.argmax(1)].astype(str)
-    sizes = adata.obs["cplmixvi"].value_counts()
-    sizes.index = sizes.index.astype(str)
     of_states = {
         "arms_r2": scores.shared_variance(posterior.state, found),
         "elbo": float(model.get_elbo()),
-        **scores.traversal_scores(cpl.tl.traverse(adata, model), sizes),
+        **scores.traversal_scores(cpl.tl.traverse(adata, model), adata),
         **scores.factor_scores(name, adata, found, posterior.combined, posterior.proba),
     }
     return {key: of_states[key] for key in STATES if key in of_states}

@@ -68,9 +68,7 @@ def run(name: str, variant: str, seed: int) -> dict:
         of_dimension = activity[activity["dimension"] == j + 1]
         entry[f"variance_{j + 1}"] = float(np.average(of_dimension["variance_share"], weights=of_dimension["n_cells"]))
     result = cpl.tl.traverse(adata, model)
-    sizes = adata.obs["cplmixvi"].value_counts()
-    sizes.index = sizes.index.astype(str)
-    entry |= scores.traversal_scores(result, sizes)
+    entry |= scores.traversal_scores(result, adata)
     entry |= markers.marker_scores(name, adata, model, found, result)
     drawn = cpl.tl.traverse(adata, model, n_draws=10).leakage
     entry["flips_drawn"] = float(drawn["flip_rate"].mean())

@@ -15,20 +15,19 @@ from numpy.polynomial.chebyshev import Chebyshev
 from scipy.special import gammaln, psi
 
 # Sums in any order, so that they are vectorised; values that are not finite are kept, because training looks for them.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+_OPTIONS = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
 
 
-def compiled(function, **options):
+def compiled(function):
     """``function`` compiled at its first call, from a cache on disk where that can be written."""
-    options = {"fastmath": _FAST, "error_model": "numpy", "nogil": True, **options}
     try:
-        return njit(cache=True, **options)(function)
+        return njit(cache=True, nogil=True, **_OPTIONS)(function)
     except RuntimeError:
-        return njit(**options)(function)
+        return njit(nogil=True, **_OPTIONS)(function)
 
 
 def _inlined(function):
-    return njit(fastmath=_FAST, error_model="numpy")(function)
+    return njit(**_OPTIONS)(function)
 
 
 def _coefficients(function, degree: int, low: float, high: float) -> tuple[np.float32, ...]:

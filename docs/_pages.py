@@ -59,6 +59,7 @@ README_METHODS += ("cplmixvi_own_k",)
 README_DATA = ("pbmc4k", "worm", "zeisel7", "tasic2016", "kang", "zeisel48", "kidney", "bladder", "cbmc")
 #: Those that were first scored when the recipe was settled.
 UNSEEN = ("kidney", "bladder", "cbmc")
+README_SCORES = {"accuracy": "accuracy", "ari": "ARI"}
 BASELINES = ("pca_", "scvi_")
 README_MARKERS = (
     "<!-- Made by benchmarks/types.py --render from benchmarks/results/types.jsonl: do not edit. -->",
@@ -154,13 +155,13 @@ def readme_results(rows: list[dict]) -> str:
         both = [[scores[score].get(method, {}).get(data) for score in scores] for data in README_DATA]
         cells = ["-" if None in pair else " / ".join(f"{value:.2f}" for value, _ in pair) for pair in both]
         lines.append(f"| {labels[method]} | " + " | ".join(cells) + " |")
-    below = [_seeds(scores["ari"]), _unseen(scores), _numbers_found(rows), _where_baselines_win(scores)]
+    below = [_seeds(scores["ari"]), _unseen(scores, baselines), _numbers_found(rows), _where_baselines_win(scores)]
     return "\n".join([*lines, "", *below])
 
 
 def _with_best(rows: list[dict]) -> tuple[dict[str, dict[str, dict[str, tuple[float, int]]]], list[str]]:
     """Means of accuracy and ARI, with those of the best baseline as one more method, and the names of the baselines."""
-    scores = {score: means(rows, score) for score in ("accuracy", "ari")}
+    scores = {score: means(rows, score) for score in README_SCORES}
     baselines = [method for method in METHODS if method.startswith(BASELINES) and method in scores["ari"]]
     for table in scores.values():
         table["best"] = {
@@ -181,24 +182,18 @@ def _seeds(table: dict[str, dict[str, tuple[float, int]]]) -> str:
     return f"Seeds: {'; '.join(parts)}."
 
 
-def _unseen(scores: dict[str, dict[str, dict[str, tuple[float, int]]]]) -> str:
+def _unseen(scores: dict[str, dict[str, dict[str, tuple[float, int]]]], baselines: list[str]) -> str:
     """Means over the sets that had no part in choices: of the default and of each score's best baseline."""
 
     def mean(score: str, method: str) -> float:
         return sum(scores[score][method][data][0] for data in UNSEEN) / len(UNSEEN)
 
     parts = []
-    for score, name in (("accuracy", "accuracy"), ("ari", "ARI")):
-        whole = [
-            method
-            for method in METHODS
-            if method.startswith(BASELINES) and set(UNSEEN) <= set(scores[score].get(method, {}))
-        ]
+    for score, name in README_SCORES.items():
+        whole = [method for method in baselines if set(UNSEEN) <= set(scores[score][method])]
         best = max(whole, key=lambda method: mean(score, method))
         parts.append(f"{name} {mean(score, 'cplmixvi'):.2f} against {mean(score, best):.2f} of {METHODS[best]}")
-    left_out = [
-        data for data in README_DATA if "scvi_leiden" in scores["ari"] and data not in scores["ari"]["scvi_leiden"]
-    ]
+    left_out = [data for data in README_DATA if data not in scores["ari"]["scvi_leiden"]]
     return (
         f"{', '.join(UNSEEN)} had no part in any choice of the recipe. Means over them, with the best single baseline: "
         f"{'; '.join(parts)}. Without scVI: {', '.join(left_out)}."
@@ -213,7 +208,7 @@ def _numbers_found(rows: list[dict]) -> str:
 
 def _where_baselines_win(scores: dict[str, dict[str, dict[str, tuple[float, int]]]]) -> str:
     parts = []
-    for score, name in (("accuracy", "accuracy"), ("ari", "ARI")):
+    for score, name in README_SCORES.items():
         best, ours = (scores[score][method] for method in ("best", "cplmixvi"))
         ahead = [d for d in README_DATA if d in best and d in ours and f"{best[d][0]:.2f}" > f"{ours[d][0]:.2f}"]
         parts.append(f"in {name} on {', '.join(ahead) if ahead else 'none'}")
