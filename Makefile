@@ -1,5 +1,5 @@
 # make demo   annotate a real data set from nothing: sets up .venv, installs, runs
-# make test   run the tests in that environment
+# make test   run the tests in that environment, in two processes; WORKERS=0 for one that a debugger can enter
 # make lint   look at the style; make types   check the types
 # make docs   build the documentation in docs/_build/html, without a network and without running notebooks
 # make tutorials   run the notebooks and save their outputs; ARGS=tutorials/01_quickstart.ipynb for one
@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOC_STAMP := $(VENV)/.installed-doc
 SOURCES := cplmixvi tests $(wildcard benchmarks docs tutorials)
+
+WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
@@ -26,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt | check-python
 	@touch $@
 
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check $(SOURCES)

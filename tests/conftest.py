@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -32,13 +33,21 @@ def _close_figures():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
-@pytest.fixture(scope="module")
-def small_committee():
-    """Three members in place of ten, for tests that ask what is done with a guide and not how good it is."""
-    from cplmixvi.train import _views
+@contextmanager
+def quick_start():
+    """Guides have three members in place of ten, and one pair of halves is fitted in place of three."""
+    from cplmixvi.train import _repeat, _views
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(_views.MEMBERS, "mixture", 3)
+        patch.setattr(_repeat, "N_SPLITS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_committee():
+    """For tests that ask what is done with a guide and not how good it is."""
+    with quick_start():
         yield
 
 
@@ -77,7 +86,8 @@ def fitted_states(make_counts):
     scvi.settings.seed = 1
     cpl.CplMixVI.setup_anndata(adata, layer="counts", batch_key="batch")
     model = cpl.CplMixVI(adata, n_categories=3, n_hidden=32, state_prior="type")
-    model.train(max_epochs=150, enable_progress_bar=False)
+    with quick_start():
+        model.train(max_epochs=150, enable_progress_bar=False)
     return adata, model
 
 

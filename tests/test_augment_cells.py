@@ -15,6 +15,8 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.augment._cells import CellStore
 from cplmixvi.augment._partners import Partners, as_pairs
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 @pytest.fixture(scope="module")
 def shifted(make_counts):

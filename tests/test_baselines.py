@@ -23,6 +23,8 @@ from cplmixvi.baselines import (
 )
 from cplmixvi.module import Covariates
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 def minibatch(n=12, n_genes=9):
     x = torch.rand(n, n_genes).round()

@@ -11,6 +11,8 @@ from cplmixvi.model._calibration import exponents, flattened
 from cplmixvi.train import HalfFits
 from cplmixvi.train import _plan as plan
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 @pytest.fixture(scope="module")
 def noise():

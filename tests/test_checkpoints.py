@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 import cplmixvi as cpl
 from cplmixvi import io
 from cplmixvi.cli import main
-from cplmixvi.train import _guide, _views
+from cplmixvi.train import _guide, _repeat, _views
 from cplmixvi.train._guide_state import guide_of, guide_state
 from cplmixvi.train._views import fit_views
 
@@ -295,7 +295,8 @@ def annotate(folder, output, *options):
 def test_kill_minus_nine_changes_nothing(make_counts, tmp_path, capsys):
     """A real process, killed at a random step; the file that the resumed one writes equals that of one left alone."""
     make_counts().write_h5ad(tmp_path / "in.h5ad")
-    code = f"from cplmixvi.train import _views; _views.MEMBERS.update({_views.MEMBERS})"
+    code = "from cplmixvi.train import _repeat, _views; "
+    code += f"_views.MEMBERS.update({_views.MEMBERS}); _repeat.N_SPLITS = {_repeat.N_SPLITS}"
     program = [sys.executable, "-c", f"import sys; from cplmixvi.cli import main; {code}; sys.exit(main(sys.argv[1:]))"]
     run, rng = tmp_path / "run", random.Random(time.time_ns())
     interrupted = ["--checkpoint-dir", run, "--checkpoint-every", "3"]

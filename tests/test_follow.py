@@ -12,6 +12,8 @@ from cplmixvi.train import _answers, _plan
 from cplmixvi.train._answers import GuideAnswers
 from cplmixvi.train._follow import follow_guide, logistic
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 @pytest.fixture(scope="module")
 def adata():

@@ -17,6 +17,8 @@ from scipy import sparse
 import cplmixvi
 from cplmixvi.cli import main
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 N_OBS, N_VARS = 40, 12
 N_BYTES, N_PARTS, N_MODELS = 100, 140, 60
 

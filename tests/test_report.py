@@ -6,6 +6,8 @@ import pytest
 import cplmixvi as cpl
 from cplmixvi.model import Report
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 def report(labels, n_categories=4, certainty=0.97):
     """Report on arms with given labels ``(n_arms, n_cells)``."""

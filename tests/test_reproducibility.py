@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Callback
 
 import cplmixvi as cpl
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 
 def fit(adata, seed=0, **options):
     scvi.settings.seed = seed

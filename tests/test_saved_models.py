@@ -19,6 +19,8 @@ import torch
 import cplmixvi as cpl
 from cplmixvi import augment, io
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 MODELS = Path(__file__).parent / "data" / "models"
 #: What was read and what must come out, beside the model's own files.
 EXPECTED = "expected.json"

@@ -38,7 +38,10 @@ EXPECTED = dict.fromkeys(
     "the check reads classifier_tags of whatever has predict_proba, and a clusterer has none; own test below",
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("small_committee"),
+]
 
 
 @parametrize_with_checks([CplMixVICluster(3, **QUICK)], expected_failed_checks=lambda estimator: EXPECTED)

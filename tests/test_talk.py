@@ -8,6 +8,8 @@ import pytest
 import cplmixvi as cpl
 from cplmixvi.model._talk import without_talk
 
+pytestmark = pytest.mark.usefixtures("small_committee")
+
 SPEAKER = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
 
