@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt | check-python
 	@touch $@
 
 test: venv
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check $(SOURCES)

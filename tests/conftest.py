@@ -35,10 +35,12 @@ def _close_figures():
 
 @contextmanager
 def quick_start():
-    """Guides have three members in place of ten, and one pair of halves is fitted in place of three."""
+    """Guides are searched for less and have three members in place of ten; one pair of halves is fitted, not three."""
     from cplmixvi.train import _repeat, _views
+    from cplmixvi.train._mixture import SharedCovarianceMixture
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SharedCovarianceMixture.__init__.__kwdefaults__, "n_moves", 4)
         patch.setitem(_views.MEMBERS, "mixture", 3)
         patch.setattr(_repeat, "N_SPLITS", 1)
         yield

@@ -11,7 +11,7 @@ import scvi
 import cplmixvi as cpl
 from cplmixvi.cli import main
 
-pytestmark = pytest.mark.usefixtures("data_dir")
+pytestmark = pytest.mark.usefixtures("data_dir", "small_committee")
 
 
 def annotated(adata, n_categories, *, max_epochs=None, likelihood="nb", **options):

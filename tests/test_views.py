@@ -1,4 +1,4 @@
-"""Views of the data, their answer and its committee, and the arms that follow them."""
+"""Views of the data, their answer and its committee."""
 
 import copy
 

@@ -171,11 +171,12 @@ def _distance(
 
 def _with_nearest(points: np.ndarray, category: np.ndarray) -> np.ndarray:
     """Means of points with the nearest of their category, ``(n_cells, d)``: those of others would draw them away."""
-    smooth = points.copy()
-    for k in np.unique(category):
-        rows = np.flatnonzero(category == k)
-        if len(rows) > 1:
-            own, n = points[rows], min(_N_NEAREST, len(rows))
-            index = NearestNeighbors(n_neighbors=n).fit(own).kneighbors(own, return_distance=False)
-            smooth[rows] = own[index].mean(1)
+    _, codes, size = np.unique(category, return_inverse=True, return_counts=True)
+    # Of few points all are near.
+    smooth = (np.stack([np.bincount(codes, column) for column in points.T], axis=1) / size[:, None])[codes]
+    for k in np.flatnonzero(size > _N_NEAREST):
+        rows = np.flatnonzero(codes == k)
+        own = points[rows]
+        index = NearestNeighbors(n_neighbors=_N_NEAREST).fit(own).kneighbors(own, return_distance=False)
+        smooth[rows] = own[index].mean(1)
     return smooth
