@@ -340,7 +340,7 @@ def test_digits_are_found(data_dir):
     cpl.CplMixVI.setup_anndata(adata)
     model = cpl.CplMixVI(adata, n_categories=10, n_state=4, likelihood="bernoulli", augment="affine")
     model.train(max_epochs=12, batch_size=256, enable_progress_bar=False)
-    assert cpl.metrics.accuracy(adata.obs["digit"], model.predict()) > 0.9
+    assert cpl.metrics.accuracy(adata.obs["digit"], model.predict()) > 0.8
     assert model.report().n_used == 10
     # Halves of the images agree on digits in their normal form; on a mixture of pixels they do not.
     selection = model.select_n_categories([3, 8], seed=0)

@@ -1,5 +1,7 @@
 """InfoGAN: its two losses and whose weights each moves, its training, and its use as a model."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,7 +38,10 @@ def model(shapes):
     scvi.settings.seed = 2
     InfoGAN.setup_anndata(shapes)
     model = InfoGAN(shapes, 3, n_channels=8, n_hidden=32, n_noise=8)
-    model.train(max_epochs=100, batch_size=64, **QUIET)
+    with warnings.catch_warnings():
+        # Another seed, or another processor, may end in an optimum that the report warns of.
+        warnings.simplefilter("ignore", UserWarning)
+        model.train(max_epochs=100, batch_size=64, **QUIET)
     return model
 
 
