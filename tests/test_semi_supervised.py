@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import scvi
 import torch
+from _some_labels import NAMES, cells_with_some_labels, fit, some_labels
 
 import cplmixvi as cpl
 from cplmixvi._constants import GUIDE_KEY, KNOWN_KEY
@@ -20,27 +20,6 @@ from cplmixvi.train._views import fit_views
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
-#: The labels that some cells of the first types get.
-NAMES = {"type0": "B cell", "type1": "T/NK"}
-
-
-def some_labels(adata, share=0.1, names=NAMES, unlabeled="unknown"):
-    """Labels of a share of the cells of some types, at least one of each, ``(n_cells,)``."""
-    labels = np.full(adata.n_obs, unlabeled, dtype=object)
-    for type_, name in names.items():
-        cells = np.flatnonzero(adata.obs["type"] == type_)
-        chosen = np.random.default_rng(0).permutation(cells)[: max(1, round(share * len(cells)))]
-        labels[chosen] = [name] * len(chosen)
-    return labels
-
-
-def fit(adata, key, *, n_categories=3, epochs=1, setup=None, train=None, **options):
-    scvi.settings.seed = 0
-    cpl.CplMixVI.setup_anndata(adata, layer="counts", labels_key=key, **(setup or {}))
-    model = cpl.CplMixVI(adata, n_categories, **({"n_hidden": 32} | options))
-    model.train(max_epochs=epochs, enable_progress_bar=False, **(train or {}))
-    return model
-
 
 def views(x, k, **options):
     return fit_views(x, k, **({"dimensions": (4, 8), "n_starts": 2, "n_moves": 4} | options))
@@ -48,11 +27,7 @@ def views(x, k, **options):
 
 @pytest.fixture(scope="module")
 def hard(make_counts):
-    """Types that clustering splits differently: small, close to each other, beside a large one with strong states."""
-    sizes = {"type_sizes": [40, 40, 60, 80, 180], "n_markers": 8, "marker_fold": 2.2, "state_scale": 1.0}
-    adata = make_counts(400, 100, 5, seed=5, n_batches=1, mean_counts=1500, **sizes)
-    adata.obs["some"] = some_labels(adata)
-    return adata
+    return cells_with_some_labels(make_counts)
 
 
 @pytest.fixture(scope="module")
@@ -66,53 +41,6 @@ def easy(make_counts):
 
 
 # -------------------------------------------------------------------------- what labels do
-
-
-def test_labels_of_a_tenth_of_two_types_find_and_name_them_and_the_others_are_found_too(hard, guided):
-    truth = hard.obs["type"].astype(str).to_numpy()
-    names = guided.predict()
-    # Measured with three seeds: 0.65 to 0.89 without labels, where small types share a category, and 0.96 with labels.
-    assert cpl.metrics.accuracy(truth, names) > 0.9
-    unlabelled = hard.obs["some"] == "unknown"
-    assert (~unlabelled).sum() == 8
-    for type_, name in NAMES.items():
-        assert (names[unlabelled & (truth == type_)] == name).mean() > 0.7
-        assert (truth[names == name] == type_).mean() > 0.9
-    for type_ in ("type2", "type3", "type4"):
-        own = pd.Series(names[truth == type_]).mode()[0]
-        assert own not in NAMES.values()
-        assert (names[truth == type_] == own).mean() > 0.85
-        assert (truth[names == own] == type_).mean() > 0.85
-
-
-def test_few_wrong_labels_do_not_break_it(hard):
-    x = torch.from_numpy(cpl.pp.log_normalize(hard.X).toarray())
-    truth = hard.obs["type"].cat.codes.to_numpy()
-    types = dict(zip(hard.obs["type"].cat.categories, range(5), strict=True))
-    labels = some_labels(hard, share=0.5, names={"type0": 0, "type1": 1, "type3": 2}, unlabeled=-1).astype(np.int64)
-    given = np.flatnonzero(labels >= 0)
-    wrong = given[::20]
-    assert len(wrong) == 4
-    right = np.array([types["type0"], types["type1"], types["type3"]])
-    labels[wrong] = (labels[wrong] + 1) % 3
-    found = fit_views(x, 5, known=torch.from_numpy(labels))(x).argmax(1).numpy()
-    assert cpl.metrics.accuracy(truth, found) > 0.9
-    for label, type_ in enumerate(right):
-        assert (found[truth == type_] == label).mean() > 0.85
-    # Where labels are wrong, the guide says what the cells look like.
-    assert (found[wrong] != labels[wrong]).mean() > 0.5
-
-
-@pytest.mark.parametrize("type_", ["type0", "type2"])
-def test_a_label_of_one_cell_names_its_type(easy, type_):
-    easy.obs["some"] = some_labels(easy, share=0.0, names={type_: "mine"})
-    assert (easy.obs["some"] == "mine").sum() == 1
-    model = fit(easy, "some", epochs=30)
-    assert list(model.category_names) == ["mine", "1", "2"]
-    is_type = (easy.obs["type"] == type_).to_numpy()
-    # All of 8 seeds have 0.97 and more with a whole committee; with so small a one, one has 0.8.
-    assert ((model.predict() == "mine") == is_type).mean() > 0.75
-    assert cpl.metrics.accuracy(easy.obs["type"], model.predict()) > 0.75
 
 
 def test_all_cells_labelled_with_and_without_room_for_more(easy):
