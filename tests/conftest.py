@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -13,6 +12,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import pytest
 import scvi
 import torch
+from _quick_start import quick_start
 
 torch.set_num_threads(1)
 scvi.settings.dl_num_workers = 0
@@ -31,19 +31,6 @@ def _close_figures():
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-
-
-@contextmanager
-def quick_start():
-    """Guides are searched for less and have three members in place of ten; one pair of halves is fitted, not three."""
-    from cplmixvi.train import _repeat, _views
-    from cplmixvi.train._mixture import SharedCovarianceMixture
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SharedCovarianceMixture.__init__.__kwdefaults__, "n_moves", 4)
-        patch.setitem(_views.MEMBERS, "mixture", 3)
-        patch.setattr(_repeat, "N_SPLITS", 1)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 import cplmixvi as cpl
 from cplmixvi import io
 from cplmixvi.cli import main
-from cplmixvi.train import _guide, _repeat, _views
+from cplmixvi.train import _guide
 from cplmixvi.train._guide_state import guide_of, guide_state
 from cplmixvi.train._views import fit_views
 
@@ -295,9 +296,15 @@ def annotate(folder, output, *options):
 def test_kill_minus_nine_changes_nothing(make_counts, tmp_path, capsys):
     """A real process, killed at a random step; the file that the resumed one writes equals that of one left alone."""
     make_counts().write_h5ad(tmp_path / "in.h5ad")
-    code = "from cplmixvi.train import _repeat, _views; "
-    code += f"_views.MEMBERS.update({_views.MEMBERS}); _repeat.N_SPLITS = {_repeat.N_SPLITS}"
-    program = [sys.executable, "-c", f"import sys; from cplmixvi.cli import main; {code}; sys.exit(main(sys.argv[1:]))"]
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from _quick_start import quick_start
+from cplmixvi.cli import main
+with quick_start():
+    sys.exit(main(sys.argv[1:]))
+"""
+    program = [sys.executable, "-c", code]
     run, rng = tmp_path / "run", random.Random(time.time_ns())
     interrupted = ["--checkpoint-dir", run, "--checkpoint-every", "3"]
     process = subprocess.Popen([*program, *annotate(tmp_path, "out.h5ad", *interrupted)], stderr=subprocess.DEVNULL)

@@ -15,12 +15,13 @@ import anndata
 import numpy as np
 import scvi
 import torch
+from _quick_start import quick_start
 from lightning.pytorch.callbacks import Callback
 
 import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
 from cplmixvi._processes import averaged
-from cplmixvi.train import CellLoader, CplMixSplitter, _repeat, _views
+from cplmixvi.train import CellLoader, CplMixSplitter
 
 N_CELLS, N_TOGETHER = 200, 50
 
@@ -125,6 +126,5 @@ def main(kind, n_processes, folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # How good a guide is is not asked here.
-    _views.MEMBERS["mixture"], _repeat.N_SPLITS = 3, 1
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    with quick_start():
+        main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

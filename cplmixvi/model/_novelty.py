@@ -110,13 +110,18 @@ class NoveltyMixin(Mixin):
         return [torch.cat(part).double().numpy() for part in parts], torch.cat(category).numpy()
 
 
+def _means(points: np.ndarray, codes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Means ``(n_codes, d)`` of points ``(n_cells, d)`` of every code, of which there are ``size``."""
+    return np.stack([np.bincount(codes, column) / size for column in points.T], axis=1)
+
+
 def _fit(coordinates: Sequence[np.ndarray], category: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Means ``(K_used, d)`` of categories and inverse covariance ``(d, d)`` within them, for every arm."""
     _, codes = np.unique(category, return_inverse=True)
     size = np.bincount(codes)
     means, precisions = [], []
     for z in coordinates:
-        mean = np.stack([np.bincount(codes, column) / size for column in z.T], axis=1)
+        mean = _means(z, codes, size)
         residual = z - mean[codes]
         covariance = residual.T @ residual / len(z)
         # Every point a category of its own leaves no variance.
@@ -173,7 +178,7 @@ def _with_nearest(points: np.ndarray, category: np.ndarray) -> np.ndarray:
     """Means of points with the nearest of their category, ``(n_cells, d)``: those of others would draw them away."""
     _, codes, size = np.unique(category, return_inverse=True, return_counts=True)
     # Of few points all are near.
-    smooth = (np.stack([np.bincount(codes, column) for column in points.T], axis=1) / size[:, None])[codes]
+    smooth = _means(points, codes, size)[codes]
     for k in np.flatnonzero(size > _N_NEAREST):
         rows = np.flatnonzero(codes == k)
         own = points[rows]
