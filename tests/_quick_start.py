@@ -4,15 +4,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from cplmixvi.train import _repeat, _views
+from cplmixvi.train import _mixture, _repeat, _views
 from cplmixvi.train._mixture import SharedCovarianceMixture
 
 
 @contextmanager
 def quick_start():
-    """Guides are searched for less and have three members in place of ten; one pair of halves is fitted, not three."""
+    """Guides are searched for less and have two members in place of ten; one pair of halves is fitted, not three."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SharedCovarianceMixture.__init__.__kwdefaults__, "n_moves", 4)
-        patch.setitem(_views.MEMBERS, "mixture", 3)
+        patch.setitem(SharedCovarianceMixture.__init__.__kwdefaults__, "n_moves", 2)
+        patch.setattr(_mixture, "_BEST", 1)
+        patch.setitem(_views.MEMBERS, "mixture", 2)
         patch.setattr(_repeat, "N_SPLITS", 1)
         yield

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from _squares import SIDE, images_of_squares
 from anndata import AnnData
 
 import cplmixvi as cpl
 from cplmixvi.baselines import InfoGAN, InfoGANModule
 
 QUIET = {"enable_progress_bar": False}
-SIDE = 12
 
 
 def module_of(**options):
@@ -23,14 +23,7 @@ def module_of(**options):
 
 @pytest.fixture(scope="module")
 def shapes():
-    """Images of three types: a square in one of three places, a little moved, and of any brightness."""
-    rng = np.random.default_rng(0)
-    types = rng.integers(0, 3, 400)
-    x = np.zeros((400, SIDE, SIDE), dtype=np.float32)
-    for image, corner in zip(x, np.array([(0, 0), (0, 6), (6, 3)])[types], strict=True):
-        top, left = corner + rng.integers(0, 2, size=2)
-        image[top : top + 5, left : left + 5] = rng.uniform(0.5, 1)
-    return AnnData(x.reshape(400, -1), obs={"type": types.astype(str)})
+    return images_of_squares()
 
 
 @pytest.fixture(scope="module")

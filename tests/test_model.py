@@ -31,7 +31,7 @@ def model(adata):
     scvi.settings.seed = 1
     cpl.CplMixVI.setup_anndata(adata, layer="counts", batch_key="batch")
     model = cpl.CplMixVI(adata, n_categories=TYPES, n_hidden=32)
-    model.train(max_epochs=200, enable_progress_bar=False)
+    model.train(max_epochs=100, enable_progress_bar=False)
     return model
 
 
@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_history_says_so(model):
     expected |= {"guide_divergence", "guide_weight"}
     assert {f"{name}_train" for name in expected} | {"train_loss"} == set(model.history)
     reconstruction = model.history["reconstruction_loss_train"].to_numpy().ravel()
-    assert len(reconstruction) == 200
+    assert len(reconstruction) == 100
     assert reconstruction[-10:].mean() < reconstruction[:3].mean()
 
 

@@ -70,11 +70,14 @@ import json, sys
 import anndata, torch
 torch.set_num_threads(2)
 import cplmixvi as cpl, scvi
+sys.path.insert(0, sys.argv[2])
+from _quick_start import quick_start
 scvi.settings.seed = 0
 adata = anndata.read_h5ad(sys.argv[1])
 cpl.CplMixVI.setup_anndata(adata, layer="counts", batch_key="batch")
 model = cpl.CplMixVI(adata, n_categories=3, n_hidden=32)
-model.train(max_epochs=6, enable_progress_bar=False, accelerator="cpu")
+with quick_start():
+    model.train(max_epochs=6, enable_progress_bar=False, accelerator="cpu")
 print(json.dumps([torch.get_num_threads(), model.predict().tolist()]))
 """
 
@@ -85,7 +88,7 @@ def test_the_number_of_threads_leaves_the_types_as_they_are(model, make_counts, 
     make_counts(n_obs=160, n_vars=40).write_h5ad(tmp_path / "in.h5ad")
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
     ran = subprocess.run(
-        [sys.executable, "-c", TWO_THREADS, str(tmp_path / "in.h5ad")],
+        [sys.executable, "-c", TWO_THREADS, str(tmp_path / "in.h5ad"), str(Path(__file__).parent)],
         env={**os.environ, **waiting},
         capture_output=True,
         text=True,

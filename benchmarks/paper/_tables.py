@@ -86,6 +86,7 @@ TABLES = {
             "cplmixvi, no start",
             "JointVAE",
             "JointVAE, augmented",
+            "JointVAE, convolutions",
         ),
     ),
     "arms": Table(("mnist", "tasic2016", "zeisel48"), (*BY_ARMS, "JointVAE"), by_default=("mnist",)),

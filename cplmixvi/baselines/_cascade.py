@@ -90,13 +90,16 @@ class CascadeModule(SingleArmModule):
         Stage in which categories come into use, with so many dimensions released, from 0 to ``n_state``.
     congestion
         Nats that a cell costs more per cell that is in its category before it.
+    n_channels, image_shape
+        For images: channels of the convolution next to the image (``n_channels=32`` with ``n_hidden=256`` are the
+        networks of JointVAE's authors), and rows and columns, a square if `None`. Fully connected layers by default.
     **options
         Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_hidden``, ``likelihood``, ...
 
     Raises
     ------
     ValueError
-        If a weight is negative, or a stage out of range.
+        If a weight is negative, a stage out of range, or values are not the pixels of such an image.
     """
 
     _arm_cls = CascadeArm

@@ -16,6 +16,7 @@ from cplmixvi import pp
 from cplmixvi.augment import Augment
 from cplmixvi.module import Arm, Covariates
 
+from ._images import refuse_what_images_lack, sides_of
 from ._model import SingleArmModel, doc_of
 from ._module import SingleArmModule
 from ._plan import AdversarialPlan
@@ -65,13 +66,7 @@ class ImageArm(Arm):
         n_noise
             Inputs of the generator beside the codes.
         """
-        rows, columns = (math.isqrt(n_pixels),) * 2 if image_shape is None else image_shape
-        if rows * columns != n_pixels or rows % 4 or columns % 4:
-            given = "a square image" if image_shape is None else f"image_shape={tuple(image_shape)}"
-            raise ValueError(
-                f"{n_pixels} values are not the pixels of {given} with sides that are multiples of 4; pass "
-                "image_shape=(rows, columns) and all pixels of the image, row by row, with a margin if need be."
-            )
+        rows, columns = sides_of(n_pixels, image_shape, multiple=4)
         n_hidden = self.category_head.in_features
         few, many, width = n_channels, 2 * n_channels, _WIDTH_PER_CHANNEL * n_channels
         small = (many, rows // 4, columns // 4)
@@ -196,12 +191,10 @@ class InfoGANModule(SingleArmModule):
                 f"likelihood={likelihood!r} is not one of images: InfoGAN draws pixels, values in [0, 1]; use "
                 "likelihood='bernoulli' on images, or JointVAE or CascadeVAE."
             )
-        unknown = sorted({"n_layers", "dropout_rate", "temperature", "hard", "beta"} & set(options))
+        refuse_what_images_lack("InfoGAN", options)
+        unknown = sorted({"temperature", "hard", "beta"} & set(options))
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: InfoGAN has no such setting; leave it out.")
-        levels = (options.get("n_batch", 1), *options.get("n_cats_per_cov", ()))
-        if max(levels) > 1 or options.get("n_continuous_cov", 0):
-            raise ValueError("InfoGAN has no batches or covariates; leave them out of setup_anndata.")
         super().__init__(n_input, n_hidden=n_hidden, likelihood=likelihood, **options)
         self.category_weight, self.state_weight, self.n_noise = category_weight, state_weight, n_noise
         (arm,) = self.arms

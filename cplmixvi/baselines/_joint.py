@@ -40,13 +40,17 @@ class JointModule(SingleArmModule):
         Steps until the largest capacities are reached; a quarter of the training's if `None`.
     temperature
         Of the Gumbel-softmax.
+    n_channels, image_shape
+        For images: channels of the convolution next to the image (``n_channels=32`` with ``n_hidden=256`` are the
+        networks of JointVAE's authors), and rows and columns, a square if `None`. Fully connected layers by default.
     **options
         Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_hidden``, ``likelihood``, ...
 
     Raises
     ------
     ValueError
-        If a weight, capacity or number of steps is negative or zero steps are given.
+        If a weight, capacity or number of steps is negative or zero steps are given, or values are not the pixels of
+        such an image.
     """
 
     def __init__(

@@ -1,0 +1,182 @@
+"""Networks of images: convolutions in the place of an arm's layers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from cplmixvi import pp
+
+
+def sides_of(n_pixels: int, image_shape: tuple[int, int] | None, multiple: int = 1) -> tuple[int, int]:
+    """Rows and columns of images.
+
+    Parameters
+    ----------
+    n_pixels
+        Number of pixels.
+    image_shape
+        Rows and columns; a square if `None`.
+    multiple
+        Number that both must be multiples of.
+
+    Raises
+    ------
+    ValueError
+        If the pixels are not those of such an image.
+    """
+    rows, columns = (math.isqrt(n_pixels),) * 2 if image_shape is None else image_shape
+    if rows * columns != n_pixels or rows % multiple or columns % multiple:
+        given = "a square image" if image_shape is None else f"image_shape={tuple(image_shape)}"
+        sides = f" with sides that are multiples of {multiple}" if multiple > 1 else ""
+        margin = ", with a margin if need be" if multiple > 1 else ""
+        raise ValueError(
+            f"{n_pixels} values are not the pixels of {given}{sides}; pass image_shape=(rows, columns) and all pixels "
+            f"of the image, row by row{margin}."
+        )
+    return rows, columns
+
+
+def refuse_what_images_lack(name: str, options: dict) -> None:
+    """Convolutions read pixels only.
+
+    Parameters
+    ----------
+    name
+        What has these networks.
+    options
+        Of the module.
+
+    Raises
+    ------
+    ValueError
+        If there are batches or covariates, or layers are asked for that these networks do not have.
+    """
+    unknown = sorted({"n_layers", "dropout_rate"} & set(options))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: {name} has no such setting; leave it out.")
+    levels = (options.get("n_batch", 1), *options.get("n_cats_per_cov", ()))
+    if max(levels) > 1 or options.get("n_continuous_cov", 0):
+        raise ValueError(f"{name} has no batches or covariates; leave them out of setup_anndata.")
+
+
+class _Crop(nn.Module):
+    """Takes the margin off images ``(n, 1, rows, columns)`` that were put into larger ones."""
+
+    def __init__(self, rows: int, columns: int, top: int, left: int):
+        super().__init__()
+        self.rows, self.columns = slice(top, top + rows), slice(left, left + columns)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[..., self.rows, self.columns]
+
+
+class ImageEncoder(nn.Module):
+    """Three convolutions that halve the sides, then one layer; called as :class:`~cplmixvi.module.Arm` calls its own.
+
+    Those of JointVAE's authors, for whom ``n_channels`` is 32 and ``n_hidden`` 256. Images get a margin of zeros, up to
+    the next multiple of 8.
+
+    Parameters
+    ----------
+    rows, columns
+        Of the images.
+    n_channels
+        Of the convolution next to the image; twice as many in the others.
+    n_hidden
+        Width of the layer after them.
+    """
+
+    def __init__(self, rows: int, columns: int, n_channels: int, n_hidden: int):
+        super().__init__()
+        (top, bottom), (left, right) = _margin(rows), _margin(columns)
+        small = (rows + top + bottom) // 8 * ((columns + left + right) // 8)
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (1, rows, columns)),
+            nn.ZeroPad2d((left, right, top, bottom)),
+            nn.Conv2d(1, n_channels, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(n_channels, 2 * n_channels, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(2 * n_channels, 2 * n_channels, 4, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * n_channels * small, n_hidden),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: torch.Tensor, *codes: torch.Tensor, cont: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden layer ``(n_images, n_hidden)`` of pixels ``(n_images, n_pixels)``; of covariates there are none."""
+        return self.layers(x)
+
+
+class ImageDecoder(nn.Module):
+    """The mirror image of :class:`ImageEncoder`: from categories and states to the pixels' logits.
+
+    Parameters
+    ----------
+    n_latent
+        Number of categories and states.
+    rows, columns, n_channels, n_hidden
+        Of :class:`ImageEncoder`.
+    """
+
+    def __init__(self, n_latent: int, rows: int, columns: int, n_channels: int, n_hidden: int):
+        super().__init__()
+        (top, bottom), (left, right) = _margin(rows), _margin(columns)
+        small = (2 * n_channels, (rows + top + bottom) // 8, (columns + left + right) // 8)
+        self.layers = nn.Sequential(
+            nn.Linear(n_latent, n_hidden),
+            nn.ReLU(),
+            nn.Linear(n_hidden, math.prod(small)),
+            nn.ReLU(),
+            nn.Unflatten(1, small),
+            nn.ConvTranspose2d(2 * n_channels, n_channels, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(n_channels, n_channels, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(n_channels, 1, 4, 2, 1),
+            _Crop(rows, columns, top, left),
+            nn.Flatten(),
+        )
+
+    def forward(self, latent: torch.Tensor, *codes: torch.Tensor, cont: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits ``([n_samples,] n_images, n_pixels)`` for ``([n_samples,] n_images, n_latent)``."""
+        logits = self.layers(latent.flatten(0, -2))
+        return logits.view(*latent.shape[:-1], -1)
+
+
+def with_convolutions(arm: nn.Module, n_pixels: int, image_shape: tuple[int, int] | None, n_channels: int) -> None:
+    """Put convolutions in the place of an arm's layers.
+
+    Parameters
+    ----------
+    arm
+        The :class:`~cplmixvi.module.Arm`.
+    n_pixels, image_shape
+        See :func:`sides_of`.
+    n_channels
+        Of :class:`ImageEncoder`.
+
+    Raises
+    ------
+    ValueError
+        If ``n_channels`` is no number of channels, or the pixels are not those of an image.
+    """
+    if not pp.is_whole(n_channels) or n_channels < 1:
+        raise ValueError(f"n_channels={n_channels!r} must be a whole number of at least 1.")
+    rows, columns = sides_of(n_pixels, image_shape)
+    n_hidden = arm.category_head.in_features
+    arm.encoder = ImageEncoder(rows, columns, n_channels, n_hidden)
+    n_latent = arm.n_categories + arm.state_mean.out_features
+    arm.decoder = ImageDecoder(n_latent, rows, columns, n_channels, n_hidden)
+    # The decoder ends in the pixels' logits.
+    arm.likelihood.output = nn.Identity()
+
+
+def _margin(side: int) -> tuple[int, int]:
+    """What is added before and after to reach a multiple of 8."""
+    missing = -side % 8
+    return missing // 2, missing - missing // 2
