@@ -91,8 +91,7 @@ class CascadeModule(SingleArmModule):
     congestion
         Nats that a cell costs more per cell that is in its category before it.
     n_channels, image_shape
-        For images: channels of the convolution next to the image (``n_channels=32`` with ``n_hidden=256`` are the
-        networks of JointVAE's authors), and rows and columns, a square if `None`. Fully connected layers by default.
+        See :class:`~cplmixvi.baselines.JointModule`.
     **options
         Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_hidden``, ``likelihood``, ...
 
