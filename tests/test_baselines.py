@@ -151,9 +151,8 @@ class TestConvolutions:
     """Networks of images in the place of fully connected layers."""
 
     def test_they_are_the_published_ones(self):
-        module = JointModule(32 * 32, n_categories=10, n_state=10, n_arms=1, likelihood="bernoulli",
-                             n_channels=32, n_hidden=256)  # fmt: skip
-        (arm,) = module.arms
+        options = {"n_categories": 10, "n_state": 10, "n_channels": 32, "n_hidden": 256}
+        (arm,) = JointModule(32 * 32, n_arms=1, likelihood="bernoulli", **options).arms
         shapes = [tuple(weight.shape) for weight in arm.encoder.parameters() if weight.dim() > 1]
         assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (64, 64, 4, 4), (256, 64 * 4 * 4)]
         shapes = [tuple(weight.shape) for weight in arm.decoder.parameters() if weight.dim() > 1]
@@ -162,9 +161,8 @@ class TestConvolutions:
 
     @pytest.mark.parametrize(("n_pixels", "image_shape"), [(28 * 28, None), (5 * 9, (5, 9))])
     def test_images_keep_their_size_and_their_place(self, n_pixels, image_shape):
-        decoder_of = JointModule(n_pixels, n_categories=3, n_state=2, n_arms=1, likelihood="bernoulli",
-                                 n_channels=2, n_hidden=8, image_shape=image_shape)  # fmt: skip
-        (arm,) = decoder_of.arms
+        options = {"n_categories": 3, "n_state": 2, "n_channels": 2, "n_hidden": 8, "image_shape": image_shape}
+        (arm,) = JointModule(n_pixels, n_arms=1, likelihood="bernoulli", **options).arms
         latent = torch.rand(4, 7, 5)
         logits = arm.decoder(latent)
         assert logits.shape == (4, 7, n_pixels)
@@ -191,7 +189,7 @@ class TestConvolutions:
         with pytest.raises(ValueError, match="use likelihood='bernoulli'"):
             JointModule(9, n_categories=3, n_arms=1, likelihood="nb", n_channels=2)
 
-    @pytest.mark.filterwarnings("ignore:All cells are in one category", "ignore:Arms", "ignore:.*See model.report")
+    @pytest.mark.filterwarnings("ignore:.*See model.report")
     @pytest.mark.parametrize("cls", [JointVAE, CascadeVAE])
     def test_they_learn_images_and_are_kept(self, cls, squares, tmp_path):
         cls.setup_anndata(squares)

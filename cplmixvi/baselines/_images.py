@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def sides_of(n_pixels: int, image_shape: tuple[int, int] | None, multiple: int =
     return rows, columns
 
 
-def refuse_what_images_lack(name: str, options: dict) -> None:
+def refuse_what_images_lack(name: str, options: dict, settings: Collection[str] = ()) -> None:
     """Convolutions read pixels only.
 
     Parameters
@@ -48,29 +49,20 @@ def refuse_what_images_lack(name: str, options: dict) -> None:
         What has these networks.
     options
         Of the module.
+    settings
+        Those that it does not have, beside those of fully connected layers.
 
     Raises
     ------
     ValueError
-        If there are batches or covariates, or layers are asked for that these networks do not have.
+        If there are batches or covariates, or settings are given that these networks do not have.
     """
-    unknown = sorted({"n_layers", "dropout_rate"} & set(options))
+    unknown = sorted({"n_layers", "dropout_rate", *settings} & set(options))
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: {name} has no such setting; leave it out.")
     levels = (options.get("n_batch", 1), *options.get("n_cats_per_cov", ()))
     if max(levels) > 1 or options.get("n_continuous_cov", 0):
         raise ValueError(f"{name} has no batches or covariates; leave them out of setup_anndata.")
-
-
-class _Crop(nn.Module):
-    """Takes the margin off images ``(n, 1, rows, columns)`` that were put into larger ones."""
-
-    def __init__(self, rows: int, columns: int, top: int, left: int):
-        super().__init__()
-        self.rows, self.columns = slice(top, top + rows), slice(left, left + columns)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images[..., self.rows, self.columns]
 
 
 class ImageEncoder(nn.Module):
@@ -91,11 +83,10 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, rows: int, columns: int, n_channels: int, n_hidden: int):
         super().__init__()
-        (top, bottom), (left, right) = _margin(rows), _margin(columns)
-        small = (rows + top + bottom) // 8 * ((columns + left + right) // 8)
+        margin, small = _margin(rows, columns)
         self.layers = nn.Sequential(
             nn.Unflatten(1, (1, rows, columns)),
-            nn.ZeroPad2d((left, right, top, bottom)),
+            nn.ZeroPad2d(margin),
             nn.Conv2d(1, n_channels, 4, 2, 1),
             nn.ReLU(),
             nn.Conv2d(n_channels, 2 * n_channels, 4, 2, 1),
@@ -103,7 +94,7 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(2 * n_channels, 2 * n_channels, 4, 2, 1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(2 * n_channels * small, n_hidden),
+            nn.Linear(2 * n_channels * math.prod(small), n_hidden),
             nn.ReLU(),
         )
 
@@ -125,20 +116,20 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, n_latent: int, rows: int, columns: int, n_channels: int, n_hidden: int):
         super().__init__()
-        (top, bottom), (left, right) = _margin(rows), _margin(columns)
-        small = (2 * n_channels, (rows + top + bottom) // 8, (columns + left + right) // 8)
+        margin, small = _margin(rows, columns)
         self.layers = nn.Sequential(
             nn.Linear(n_latent, n_hidden),
             nn.ReLU(),
-            nn.Linear(n_hidden, math.prod(small)),
+            nn.Linear(n_hidden, 2 * n_channels * math.prod(small)),
             nn.ReLU(),
-            nn.Unflatten(1, small),
+            nn.Unflatten(1, (2 * n_channels, *small)),
             nn.ConvTranspose2d(2 * n_channels, n_channels, 4, 2, 1),
             nn.ReLU(),
             nn.ConvTranspose2d(n_channels, n_channels, 4, 2, 1),
             nn.ReLU(),
             nn.ConvTranspose2d(n_channels, 1, 4, 2, 1),
-            _Crop(rows, columns, top, left),
+            # Less than no padding takes the margin off again.
+            nn.ZeroPad2d(tuple(-side for side in margin)),
             nn.Flatten(),
         )
 
@@ -176,7 +167,8 @@ def with_convolutions(arm: nn.Module, n_pixels: int, image_shape: tuple[int, int
     arm.likelihood.output = nn.Identity()
 
 
-def _margin(side: int) -> tuple[int, int]:
-    """What is added before and after to reach a multiple of 8."""
-    missing = -side % 8
-    return missing // 2, missing - missing // 2
+def _margin(rows: int, columns: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """What reaches the next multiples of 8 (left, right, top, bottom), and rows and columns after three halvings."""
+    down, across = -rows % 8, -columns % 8
+    margin = (across // 2, across - across // 2, down // 2, down - down // 2)
+    return margin, ((rows + down) // 8, (columns + across) // 8)

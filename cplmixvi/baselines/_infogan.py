@@ -191,10 +191,7 @@ class InfoGANModule(SingleArmModule):
                 f"likelihood={likelihood!r} is not one of images: InfoGAN draws pixels, values in [0, 1]; use "
                 "likelihood='bernoulli' on images, or JointVAE or CascadeVAE."
             )
-        refuse_what_images_lack("InfoGAN", options)
-        unknown = sorted({"temperature", "hard", "beta"} & set(options))
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: InfoGAN has no such setting; leave it out.")
+        refuse_what_images_lack("InfoGAN", options, {"temperature", "hard", "beta"})
         super().__init__(n_input, n_hidden=n_hidden, likelihood=likelihood, **options)
         self.category_weight, self.state_weight, self.n_noise = category_weight, state_weight, n_noise
         (arm,) = self.arms

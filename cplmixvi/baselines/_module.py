@@ -38,18 +38,19 @@ class SingleArmModule(CplMixVAE):
         image_shape: tuple[int, int] | None = None,
         **options,
     ):
-        super().__init__(n_input, state_given_category=False, **options)
-        self.register_buffer("n_steps", torch.tensor(0))
+        if n_channels is None and image_shape is not None:
+            raise ValueError(f"image_shape={tuple(image_shape)} is for convolutions: give n_channels too.")
         if n_channels is not None:
             if options.get("likelihood") != "bernoulli":
                 raise ValueError(
                     f"n_channels={n_channels!r} is for images, values in [0, 1]: use likelihood='bernoulli'."
                 )
             refuse_what_images_lack("a network of convolutions", options)
+        super().__init__(n_input, state_given_category=False, **options)
+        self.register_buffer("n_steps", torch.tensor(0))
+        if n_channels is not None:
             (arm,) = self.arms
             with_convolutions(arm, n_input, image_shape, n_channels)
-        elif image_shape is not None:
-            raise ValueError(f"image_shape={tuple(image_shape)} is for convolutions: give n_channels too.")
 
     def reconstructed(self, inference_outputs: dict, generative_outputs: dict) -> tuple[ArmOutput, torch.Tensor]:
         """What the arm says of a minibatch, and its reconstruction error, nats, ``(n_cells,)``."""
