@@ -12,8 +12,8 @@ import cplmixvi as cpl
 from cplmixvi import _compiled
 from cplmixvi.augment import CountThinning
 from cplmixvi.module import Arm, CplMixVAE, likelihood_class
-from cplmixvi.module import _counts as counts_of
 from cplmixvi.module import _dense as dense
+from cplmixvi.module._scores import NegativeBinomialScore, digamma
 
 N_CELLS, N_GENES, N_HIDDEN = 7, 9, 4
 
@@ -44,7 +44,7 @@ def test_gradients_of_the_likelihood_are_those_of_its_value(noise):
     x = counts()
     x = x + noise * (x > 0)
     library = x.sum(1, keepdim=True).clamp_min(1)
-    score = counts_of.NegativeBinomialScore.apply
+    score = NegativeBinomialScore.apply
     assert torch.autograd.gradcheck(lambda *weights: score(*weights, library, x), layer())
 
 
@@ -54,7 +54,7 @@ def test_the_likelihood_of_counts_is_that_of_the_distribution():
     hidden, weight, bias, log_theta = weights
     scale = torch.softmax(nn.functional.linear(hidden, weight, bias), -1)
     expected = NegativeBinomial(mu=library * scale, theta=log_theta.exp()).log_prob(x).sum(-1)
-    found = counts_of.NegativeBinomialScore.apply(*weights, library, x)
+    found = NegativeBinomialScore.apply(*weights, library, x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     # Cells have weights of their own in a gradient.
     importance = torch.rand(N_CELLS, dtype=torch.float64)
@@ -72,14 +72,14 @@ def test_values_may_lie_in_memory_by_genes():
     weight.requires_grad_()
     results = []
     for values in (x, x.t().contiguous().t()):
-        score = counts_of.NegativeBinomialScore.apply(hidden, weight, bias, log_theta, library, values)
+        score = NegativeBinomialScore.apply(hidden, weight, bias, log_theta, library, values)
         results.append((score.detach(), *torch.autograd.grad(score.sum(), weight)))
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_digamma_is_that_of_torch():
     z = torch.logspace(-3, 5, 200, dtype=torch.float64)
-    torch.testing.assert_close(counts_of.digamma(z), torch.digamma(z), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(digamma(z), torch.digamma(z), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("_compiled_loops")
@@ -99,7 +99,7 @@ def test_compiled_loops_give_the_likelihood_and_its_gradients(theta, noise, alik
     results = []
     for dtype in (torch.float32, torch.float64):
         given = [value.detach().to(dtype).requires_grad_() for value in weights]
-        score = counts_of.NegativeBinomialScore.apply(*given, library.to(dtype), x.to(dtype))
+        score = NegativeBinomialScore.apply(*given, library.to(dtype), x.to(dtype))
         gradients = torch.autograd.grad(score @ importance.to(dtype), given)
         results.append([value.detach().double() for value in (score, *gradients)])
     (score, *gradients), (expected, *exact) = results
@@ -116,8 +116,8 @@ def test_compiled_loops_do_not_hide_what_is_not_finite(bad, place):
     """A training that diverges goes back, which it must see."""
     x, weights = counts(dtype=torch.float32), [value.detach() for value in layer(torch.float32)]
     weights[place].view(-1)[0] = bad
-    score = counts_of.NegativeBinomialScore.apply(*weights, x.sum(1, keepdim=True).clamp_min(1), x)
-    plain = counts_of.NegativeBinomialScore.apply(
+    score = NegativeBinomialScore.apply(*weights, x.sum(1, keepdim=True).clamp_min(1), x)
+    plain = NegativeBinomialScore.apply(
         *(value.double() for value in (*weights, x.sum(1, keepdim=True).clamp_min(1), x))
     )
     assert not score[~plain.isfinite()].isfinite().any()
@@ -164,21 +164,37 @@ def test_single_precision_keeps_large_dispersions(least, monkeypatch):
     with torch.no_grad():
         weights[3] += 12
     library = x.sum(1, keepdim=True).clamp_min(1)
-    exact = counts_of.NegativeBinomialScore.apply(*weights, library, x)
-    single = counts_of.NegativeBinomialScore.apply(*(v.float() for v in (*weights, library, x)))
+    exact = NegativeBinomialScore.apply(*weights, library, x)
+    single = NegativeBinomialScore.apply(*(v.float() for v in (*weights, library, x)))
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["nb", "zinb", "poisson", "mse"])
+@pytest.mark.parametrize("name", ["nb", "zinb", "poisson", "normal", "mse", "bernoulli"])
 def test_scores_are_those_of_the_distributions(name):
     likelihood = likelihood_class(name)(N_HIDDEN, N_GENES).double()
     x, hidden = counts(), torch.randn(3, N_CELLS, N_HIDDEN, dtype=torch.float64)
+    x = x.clamp(max=1) if name == "bernoulli" else x
     library = x.sum(1, keepdim=True).clamp_min(1)
     expected = likelihood.log_prob(likelihood(hidden, library), x)
     # Several samples at once, and one by one.
     torch.testing.assert_close(likelihood.score(hidden, library, x), expected)
     one_by_one = torch.stack([likelihood.score(sample, library, x) for sample in hidden])
     torch.testing.assert_close(one_by_one, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["normal", "mse"])
+def test_gradients_of_squares_are_those_of_the_distribution(name):
+    likelihood = likelihood_class(name)(N_HIDDEN, N_GENES).double()
+    x, library = counts(), torch.ones(N_CELLS, 1, dtype=torch.float64)
+    hidden = torch.randn(N_CELLS, N_HIDDEN, dtype=torch.float64, requires_grad=True)
+    for parameter in likelihood.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    # Cells that do not count alike.
+    upstream = torch.rand(N_CELLS, dtype=torch.float64)
+    inputs = [hidden, *likelihood.parameters()]
+    ours = torch.autograd.grad(likelihood.score(hidden, library, x), inputs, upstream)
+    theirs = torch.autograd.grad(likelihood.log_prob(likelihood(hidden, library), x), inputs, upstream)
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(9, 4), (4, 9)])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from torch import nn
+from torch.autograd import Function
 from torch.distributions import Bernoulli, Distribution
 
 from cplmixvi._constants import LIKELIHOODS
 
-from ._counts import NegativeBinomialScore
 from ._dense import WideLinear
 from ._losses import half_squared_error
+from ._scores import NegativeBinomialScore, SquaresScore
 
 
 class GeneBernoulli(Bernoulli):
@@ -68,7 +71,21 @@ class Likelihood(nn.Module):
 
     def score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Log-likelihood of ``x`` without the distribution, see :meth:`forward` and :meth:`log_prob`."""
+        # Of one draw per cell, as in training, there may be a quicker way.
+        return (self._score if hidden.dim() == 2 else self._score_by_distribution)(hidden, library, x)
+
+    def _score_by_distribution(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self.log_prob(self(hidden, library), x)
+
+    #: The same for a matrix of cells.
+    _score = _score_by_distribution
+
+    def _scored(self, score: type[Function], hidden: torch.Tensor, *arguments: torch.Tensor | None) -> torch.Tensor:
+        """Apply a function of this hidden layer, the output layer's weights, and what it needs besides."""
+        # Sums over thousands of genes need single precision at least.
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight, bias = self.output.weight, self.output.bias
+            return score.apply(hidden.to(weight.dtype), weight, bias, *arguments)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """The distribution whose parameters are the arms' averages, for getters."""
@@ -104,15 +121,8 @@ class NegativeBinomialLikelihood(Likelihood):
         scale = torch.softmax(self.output(hidden), dim=-1)
         return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
 
-    def score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """See :class:`~cplmixvi.module._counts.NegativeBinomialScore`."""
-        if hidden.dim() > 2:
-            return super().score(hidden, library, x)
-        # Sums over thousands of genes need single precision at least.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return NegativeBinomialScore.apply(
-                hidden.to(self.output.weight.dtype), self.output.weight, self.output.bias, self.log_theta, library, x
-            )
+    def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._scored(NegativeBinomialScore, hidden, self.log_theta, library, x)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
@@ -133,9 +143,7 @@ class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
             mu=library * scale, theta=self.log_theta.exp(), zi_logits=zero_logits, scale=scale
         )
 
-    def score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Likelihood.score`."""
-        return Likelihood.score(self, hidden, library, x)
+    _score = Likelihood._score_by_distribution
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
@@ -159,6 +167,11 @@ class NormalLikelihood(Likelihood):
         scale = (self.log_scale.exp() + self.min_scale).expand_as(mean)
         return Normal(mean, scale, normal_mu=mean)
 
+    def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        scale = self.log_scale.exp() + self.min_scale
+        constant = scale.log().sum() + 0.5 * self.n_genes * math.log(2 * math.pi)
+        return self._scored(SquaresScore, hidden, scale.reciprocal(), x) - constant
+
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
         mean = _average(distributions, "loc")
@@ -179,6 +192,9 @@ class SquaredErrorLikelihood(NormalLikelihood):
     def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
         """Minus half the squared error, shape ``(..., n_cells)``."""
         return -half_squared_error(x, px.mean)
+
+    def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._scored(SquaresScore, hidden, None, x)
 
 
 class BernoulliLikelihood(Likelihood):

@@ -134,7 +134,10 @@ def _labels_of_refit(model: CplMixVI, n_train: int, seed: int, train_kwargs: dic
             # The model's own registry, because a part may lack a batch, and batches must keep their codes.
             cls.setup_anndata(part, source_registry=model.registry_, **setup)
         refit = cls(training, **{**arguments, "n_categories": model.n_categories})
-        refit.train(**{"enable_progress_bar": False, "logger": False, **train_kwargs})
+        given = {"enable_progress_bar": False, "logger": False, **train_kwargs}
+        # Only labels are compared: how certain the refit may be is not asked.
+        given["plan_kwargs"] = {"fit_halves": False, **(given.get("plan_kwargs") or {})}
+        refit.train(**given)
         labels = refit.predict(cells)
     # scvi-tools remembers all cells that were ever set up, and with them their matrices.
     for part in (cells, training):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ._gaussian import inverse_root, mahalanobis2, mean_precision, moments, ridge_of
+from ._gaussian import are_many, inverse_root, mahalanobis2, mean_precision, moments, ridge_of
 from ._labels import certain, importance, labelled
 
 
@@ -39,11 +39,15 @@ class Mixture:
     covariance: torch.Tensor
     shared: torch.Tensor
 
-    def whitening(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``w`` with ``w.T @ covariance @ w`` the identity, ``(K, d, d)``, that of the shared one, log-determinants."""
+    def whitening(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``w`` with ``w.T @ covariance @ w`` the identity, as many as covariances, and log-determinants of these."""
         whitening = inverse_root(self.covariance)
         log_det = -2 * whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return whitening.float(), inverse_root(self.shared).float(), log_det.float()
+        return whitening.float(), log_det.float()
+
+    def root(self) -> torch.Tensor:
+        """The same of the shared covariance, ``(d, d)``."""
+        return inverse_root(self.shared).float()
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,14 @@ class MixtureEM:
         """
         shrinkage = self.shrinkage if shrinkage is None else shrinkage
         precision = [torch.ones_like(posterior)] * len(views)
+        ridges = [ridge_of(x) for x in views]
         shared: list[torch.Tensor | None] = [None] * len(views)
         previous = -math.inf
         posterior, counts = labelled(posterior, known), importance(known, self.n_components)
         for iteration in range(n_iterations):
             updates = [
-                self._update(x, posterior if counts is None else posterior * counts[:, None], p, s, shrinkage)
-                for x, p, s in zip(views, precision, shared, strict=True)
+                self._update(x, posterior if counts is None else posterior * counts[:, None], p, s, ridge, shrinkage)
+                for x, p, s, ridge in zip(views, precision, shared, ridges, strict=True)
             ]
             mixtures = tuple(mixture for mixture, _ in updates)
             shared = [mixture.shared for mixture in mixtures]
@@ -183,13 +188,13 @@ class MixtureEM:
         posterior: torch.Tensor,
         precision: torch.Tensor,
         shared: torch.Tensor | None,
+        ridge: torch.Tensor,
         shrinkage: float,
     ) -> tuple[Mixture, float]:
         """Parameters of one view and the penalty of its covariances."""
         n, d = x.shape
         weighted = posterior * precision
         size = posterior.sum(0).double() + 1e-8
-        ridge = ridge_of(x)
         if math.isinf(shrinkage):
             # All scatters at once: the weights of a point's components add up.
             mass = weighted.sum(0).double() + 1e-8
@@ -220,7 +225,8 @@ class MixtureEM:
         log_p, precision = torch.log(weight).expand(len(views[0]), -1), []
         for x, mixture in zip(views, mixtures, strict=True):
             d = x.shape[1]
-            whitening, root, log_det = mixture.whitening()
+            whitening, log_det = mixture.whitening()
+            root = mixture.root() if are_many(len(whitening)) else None
             distance2 = mahalanobis2(x, mixture.mean, whitening, root)
             constant = math.lgamma((self.dof + d) / 2) - math.lgamma(self.dof / 2)
             constant -= 0.5 * d * math.log(self.dof * math.pi)

@@ -10,7 +10,9 @@ _N_NEAREST = 12
 _FEW_POINTS = 1_000
 
 
-def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+def mahalanobis2(
+    x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, root: torch.Tensor | None = None
+) -> torch.Tensor:
     """Squared Mahalanobis distances to every component, ``(n, K)``.
 
     Where components are many, those that are not among a point's nearest by the shared covariance get their distance by
@@ -23,29 +25,39 @@ def mahalanobis2(x: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor, r
     mean
         ``(K, d)``.
     whitening
-        Of every component, ``(K, d, d)``, or ``(1, d, d)`` if it is ``root``.
+        Of every component, ``(K, d, d)``, or ``(1, d, d)`` where all have the same.
     root
-        Of the shared covariance, ``(d, d)``.
+        Whitening of the shared covariance, ``(d, d)``; read only if :func:`are_many`.
     """
-    z, centres = x @ root, mean @ root
-    rough = (z.square().sum(1, keepdim=True) - 2 * z @ centres.T + centres.square().sum(1)).clamp_min(0)
     if len(whitening) == 1:
-        return rough
-    is_near = None
-    if len(whitening) > 2 * _N_NEAREST:
+        return _distances2(x, mean, whitening[0])
+    rough = is_near = None
+    if are_many(len(whitening)):
+        rough = _distances2(x, mean, root)
         nearest = rough.topk(_N_NEAREST, dim=1, largest=False).indices
         is_near = torch.zeros_like(rough, dtype=torch.bool).scatter_(1, nearest, True)
     if len(x) <= _FEW_POINTS:
         distance2 = ((x - mean[:, None]) @ whitening).square().sum(-1).T
         distance2 = distance2 if is_near is None else distance2.where(is_near, -1.0)
     else:
-        distance2 = torch.full_like(rough, -1.0)
+        distance2 = x.new_full((len(x), len(mean)), -1.0)
         for k, factor in enumerate(whitening):
             rows = slice(None) if is_near is None else is_near[:, k].nonzero().squeeze(1)
             distance2[rows, k] = ((x[rows] - mean[k]) @ factor).square().sum(1)
     if is_near is not None:
         distance2 = torch.where(is_near, distance2, torch.maximum(rough, distance2.amax(1, keepdim=True)))
     return distance2
+
+
+def are_many(n_components: int) -> bool:
+    """Whether a point is compared with its nearest components only, which the shared covariance says."""
+    return n_components > 2 * _N_NEAREST
+
+
+def _distances2(x: torch.Tensor, mean: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """Squared distances where all components have one covariance, ``(n, K)``."""
+    z, centres = x @ root, mean @ root
+    return (z.square().sum(1, keepdim=True) - 2 * z @ centres.T + centres.square().sum(1)).clamp_min(0)
 
 
 def moments(x: torch.Tensor, weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -161,19 +161,17 @@ class SharedCovarianceMixture(MixtureEM):
         halves = torch.stack([first, ~first], dim=1).float()
         others = log_p[rows].index_fill(1, torch.tensor([k]), -math.inf).logsumexp(1, keepdim=True)
         kappa = self.shrinkage * len(log_p) / self.n_components
-        precision = [torch.ones_like(halves)] * len(views)
+        precision, ridges = [torch.ones_like(halves)] * len(views), [ridge_of(x) for x in points]
         posterior = weight[rows, None] * halves
         for _ in range(8):
             size = posterior.sum(0) + 1e-8
             parts = []
-            for x, p, mixture in zip(points, precision, fit.mixtures, strict=True):
+            for x, p, ridge, mixture in zip(points, precision, ridges, fit.mixtures, strict=True):
                 mean, scatter = moments(x, posterior * p)
                 if math.isinf(kappa):
                     covariance = mixture.shared[None]
                 else:
-                    covariance = (scatter + kappa * mixture.shared) / (size.double() + kappa)[:, None, None] + ridge_of(
-                        x
-                    )
+                    covariance = (scatter + kappa * mixture.shared) / (size.double() + kappa)[:, None, None] + ridge
                 parts.append(Mixture(mean.float(), covariance, mixture.shared))
             log_two, precision = self._log_joint(points, parts, size / len(log_p))
             total = torch.cat([others, log_two], dim=1).logsumexp(1, keepdim=True)

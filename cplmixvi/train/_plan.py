@@ -61,6 +61,8 @@ class CplMixPlan(TrainingPlan):
     find_condition
         Whether a warm start looks for a condition that shifts cells of all types alike, and keeps types from following
         it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`.
+    fit_halves
+        Whether a warm start makes fits to halves of the data as well, without which confidence is too high.
     **kwargs
         Of :class:`scvi.train.TrainingPlan`.
 
@@ -84,12 +86,14 @@ class CplMixPlan(TrainingPlan):
         warm_start: bool = False,
         guided_fraction: float = 0.25,
         find_condition: bool = True,
+        fit_halves: bool = True,
         **kwargs,
     ):
         super().__init__(
             module, lr=lr, eps=eps, weight_decay=weight_decay, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
-        self.warm_start, self.guided_fraction, self.find_condition = warm_start, guided_fraction, find_condition
+        self.warm_start, self.guided_fraction = warm_start, guided_fraction
+        self.find_condition, self.fit_halves = find_condition, fit_halves
         self.level: np.ndarray | None = None
         self.half_fits: HalfFits | None = None
         # In lists, because torch would take them for parts of the plan.
@@ -173,7 +177,8 @@ class CplMixPlan(TrainingPlan):
             guide = fit_guide(self.module, self._start_batches(), adopt=adopt).to(self.device)
             self._guide = [GuideAnswers(guide, self.module, _n_rows(self.trainer.datamodule))]
             follow_guide(self.module, self._guide[0], self._start_batches())
-            self.half_fits = fit_halves(self.module, self._start_batches(), guide.start)
+            if self.fit_halves:
+                self.half_fits = fit_halves(self.module, self._start_batches(), guide.start)
         if n_processes() > 1:
             mine = None
             if self._guide:

@@ -103,9 +103,10 @@ class View(nn.Module):
 
     def __init__(self, mixture: Mixture, dof: float):
         super().__init__()
-        whitening, root, log_det = mixture.whitening()
+        whitening, log_det = mixture.whitening()
         self.dof, self.dimension = dof, mixture.mean.shape[1]
-        for name, value in (("mean", mixture.mean), ("whitening", whitening), ("root", root), ("log_det", log_det)):
+        found = {"mean": mixture.mean, "whitening": whitening, "root": mixture.root(), "log_det": log_det}
+        for name, value in found.items():
             self.register_buffer(name, value)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Log-likelihood of counts straight from a decoder's hidden layer."""
+"""Log-likelihoods straight from a decoder's hidden layer, with derivatives that are made together with the value."""
 
 from __future__ import annotations
 
@@ -99,6 +99,62 @@ class NegativeBinomialScore(torch.autograd.Function):
             None,
             None,
         )
+
+
+class SquaresScore(torch.autograd.Function):
+    r"""Minus half the sum over genes of squared residuals, each in units of its gene's scale.
+
+    With means :math:`\mu = W h + b` and :math:`z_g = (x_g - \mu_g)/\sigma_g`
+
+    .. math::
+        f = -\tfrac12\sum_g z_g^2, \qquad \frac{\partial f}{\partial\mu_g} = \frac{z_g}{\sigma_g}, \qquad
+        \frac{\partial f}{\partial\sigma_g^{-1}} = -\sigma_g z_g^2,
+
+    which is the logarithm of a normal density but for what does not depend on the cell. One matrix of cells by genes is
+    kept, in the place of the means.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        inverse_scale: torch.Tensor | None,
+        x: torch.Tensor,
+    ) -> torch.Tensor:
+        r"""Shape ``(n_cells,)``.
+
+        Parameters
+        ----------
+        hidden
+            Last hidden layer of the decoder, ``(n_cells, n_hidden)``.
+        weight, bias
+            Of its output, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
+        inverse_scale
+            :math:`1/\sigma_g`, ``(n_genes,)``; 1 for all if `None`.
+        x
+            Values, ``(n_cells, n_genes)``.
+        """
+        mean = product(hidden, weight, bias)
+        z = torch.sub(x, mean, out=mean)
+        if inverse_scale is not None:
+            z.mul_(inverse_scale)
+        ctx.save_for_backward(hidden, weight, inverse_scale, z)
+        return torch.linalg.vector_norm(z, dim=-1).square().mul_(-0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of ``hidden``, ``weight``, ``bias`` and ``inverse_scale``."""
+        hidden, weight, inverse_scale, z = ctx.saved_tensors
+        to_scale, weights = None, gradient[:, None]
+        if inverse_scale is None:
+            to_mean = z * weights
+        else:
+            to_scale = -(gradient @ z.square()) / inverse_scale
+            to_mean = (z * inverse_scale).mul_(weights)
+        return product(to_mean, weight.t()), outer(to_mean, hidden), to_mean.sum(0), to_scale, None
 
 
 def _by_torch(
