@@ -80,7 +80,9 @@ class Likelihood(nn.Module):
     #: The same for a matrix of cells.
     _score = _score_by_distribution
 
-    def _scored(self, score: type[Function], hidden: torch.Tensor, *arguments: torch.Tensor | None) -> torch.Tensor:
+    def _from_weights(
+        self, score: type[Function], hidden: torch.Tensor, *arguments: torch.Tensor | None
+    ) -> torch.Tensor:
         """Apply a function of this hidden layer, the output layer's weights, and what it needs besides."""
         # Sums over thousands of genes need single precision at least.
         with torch.autocast(hidden.device.type, enabled=False):
@@ -122,7 +124,7 @@ class NegativeBinomialLikelihood(Likelihood):
         return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
 
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._scored(NegativeBinomialScore, hidden, self.log_theta, library, x)
+        return self._from_weights(NegativeBinomialScore, hidden, self.log_theta, library, x)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
@@ -170,7 +172,7 @@ class NormalLikelihood(Likelihood):
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         scale = self.log_scale.exp() + self.min_scale
         constant = scale.log().sum() + 0.5 * self.n_genes * math.log(2 * math.pi)
-        return self._scored(SquaresScore, hidden, scale.reciprocal(), x) - constant
+        return self._from_weights(SquaresScore, hidden, scale.reciprocal(), x) - constant
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
@@ -194,7 +196,7 @@ class SquaredErrorLikelihood(NormalLikelihood):
         return -half_squared_error(x, px.mean)
 
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._scored(SquaresScore, hidden, None, x)
+        return self._from_weights(SquaresScore, hidden, None, x)
 
 
 class BernoulliLikelihood(Likelihood):
