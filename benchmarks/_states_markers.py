@@ -36,7 +36,7 @@ def published(name: str, adata: AnnData, found: np.ndarray) -> dict[str, list[st
     markers = {}
     for category in np.unique(found):
         kind = pd.Series(truth[found == category]).mode().iloc[0]
-        listed = KANG[kind] if name == "kang" else kind.split()
+        listed = KANG[kind] if name == "kang" else kind.split("_")
         markers[category] = [gene for gene in listed if gene in genes]
     return markers
 
@@ -69,7 +69,8 @@ def marker_scores(
         half.append(np.mean(change >= contrast / 2))
     scores = {"moved_within": float(np.mean(within)), "moved_half": float(np.mean(half))}
     if name in ("kang", "tasic2016"):
-        leakage = cpl.tl.traverse(adata, model, markers=published(name, adata, found)).leakage
+        listed = {category: genes for category, genes in published(name, adata, found).items() if genes}
+        leakage = cpl.tl.traverse(adata, model, markers=listed).leakage
         leakage = leakage[leakage["path"] == result.paths[path]]
         scores["moved_published"] = float(leakage["markers_moved"].mean())
         scores["moved_published_pooled"] = float(

@@ -232,7 +232,7 @@ def scvi_beside(name: str) -> dict:
 
 
 def quality(name: str) -> dict:
-    """Consensus and accuracy after at most 200 passes over the cells."""
+    """Consensus and accuracy after the default number of passes over the cells, which is at most 200."""
     from _data import CASES as DATA
     from _data import load
 
@@ -240,7 +240,7 @@ def quality(name: str) -> dict:
     from cplmixvi.train import default_batch_size, default_max_epochs
 
     adata, truth, n_types = load(name)
-    epochs = min(200, default_max_epochs(adata.n_obs, default_batch_size(adata.n_obs)))
+    epochs = default_max_epochs(adata.n_obs, default_batch_size(adata.n_obs))
     cpl.CplMixVI.setup_anndata(adata)
     started = now()
     model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=DATA[name].likelihood)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import cplmixvi as cpl
-from cplmixvi._constants import CELL_KEY
-from cplmixvi.module import LinearPath
+from cplmixvi._constants import CELL_KEY, COUNT_LIKELIHOODS
+from cplmixvi.module import CategoryMoments, Covariates, LinearPath, likelihood_class
 from cplmixvi.module._dual import DualWeight
 from cplmixvi.train import _answers, _plan
 from cplmixvi.train._answers import GuideAnswers
@@ -90,6 +90,108 @@ def test_arms_start_with_the_answers_of_the_guide(adata, monkeypatch):
     for arm in module.arms:
         logits = arm.path(module.encoder_input(x), torch.zeros(len(x), dtype=torch.long)) + arm.category_head.bias
         assert (logits.argmax(1) == said).float().mean() > 0.97
+
+
+def test_decoders_start_at_the_means_of_the_guides_categories(adata, monkeypatch):
+    model, answers = started(adata, monkeypatch)
+    x = torch.from_numpy(adata.X.toarray())
+    none = torch.zeros(len(x), dtype=torch.long)
+    said = answers.guide(model.module.encoder_input(x), none)
+    means = said.T @ x
+    shares = means / means.sum(1, keepdim=True)
+    for arm in model.module.arms:
+        library, covariates = torch.ones(4, 1), Covariates((torch.zeros(4, 1, dtype=torch.long),))
+        decoded = torch.stack([arm.decode(torch.eye(4), torch.randn(4, 2), library, covariates).mean for _ in range(9)])
+        # Nearer to their own than to any other's, by far, whatever the state.
+        distance = (decoded.unsqueeze(2) - shares).abs().sum(-1)
+        own = distance.diagonal(dim1=1, dim2=2)
+        assert own.max() < 0.15 * (distance + 9 * torch.eye(4)).min()
+
+
+def moments_of(x, labels, k, on_counts):
+    moments = CategoryMoments(k, x.shape[1], on_counts)
+    # In two parts, the second of which has no cell of the last category.
+    order = torch.argsort(labels, descending=True)
+    for part in order.tensor_split(2):
+        moments.add(x[part], torch.nn.functional.one_hot(labels[part], k).float())
+    return moments
+
+
+class TestMoments:
+    LABELS = torch.arange(6_000) % 3
+
+    def test_of_values(self):
+        rng = np.random.default_rng(0)
+        means = torch.tensor([[0.0, 5], [1, 5], [2, 5]])
+        x = means[self.LABELS] + torch.from_numpy(rng.normal(0, [0.5, 0], (6_000, 2)).astype(np.float32))
+        moments = moments_of(x, self.LABELS, 3, on_counts=False)
+        torch.testing.assert_close(moments.rates, means, atol=0.03, rtol=0)
+        torch.testing.assert_close(moments.variance(), torch.tensor([0.25, 0]), atol=0.02, rtol=0)
+
+    def test_of_counts_of_cells_of_any_depth(self):
+        rng = np.random.default_rng(0)
+        shares, theta = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]), np.array([2.0, 8, np.inf])
+        mean = rng.uniform(50, 500, (6_000, 1)) * shares[self.LABELS]
+        varied = np.where(np.isfinite(theta), rng.gamma(np.minimum(theta, 99), size=mean.shape) / theta, 1)
+        x = rng.poisson(mean * varied)
+        moments = moments_of(torch.from_numpy(x).float(), self.LABELS, 3, on_counts=True)
+        torch.testing.assert_close(moments.rates, torch.from_numpy(shares).float(), atol=0.05, rtol=0)
+        # Libraries are sums of the counts, and so follow the genes that vary.
+        found = moments.inverse_dispersion()
+        assert found[0] < found[1] < found[2]
+
+    def test_genes_that_do_not_vary_more_than_counts_do_have_no_dispersion(self):
+        moments = moments_of(torch.full((30, 2), 4.0), torch.arange(30) % 2, 2, on_counts=True)
+        assert moments.inverse_dispersion().isinf().all()
+
+    def test_a_category_without_cells_has_the_mean_of_all(self):
+        moments = moments_of(torch.rand(30, 2), torch.arange(30) % 2, 3, on_counts=False)
+        torch.testing.assert_close(moments.rates[2], moments.rates[:2].mean(0), atol=0.05, rtol=0)
+
+
+class TestStartOfLikelihoods:
+    HIDDEN = torch.randn(20, 5, 30, generator=torch.Generator().manual_seed(0)) * 0.1 + 2 * torch.eye(5, 30)
+    LABELS = torch.arange(5_000) % 5
+
+    @pytest.mark.parametrize("name", ["nb", "zinb", "poisson", "normal", "mse", "bernoulli"])
+    def test_values_have_the_means(self, name):
+        rates = torch.rand(5, 12, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+        likelihood = likelihood_class(name)(30, 12)
+        before = likelihood.output.weight.detach().clone()
+        likelihood.start_at(self.HIDDEN, moments_of(rates[self.LABELS], self.LABELS, 5, name in COUNT_LIKELIHOODS))
+        px = likelihood(self.HIDDEN.mean(0), rates.sum(1, keepdim=True))
+        torch.testing.assert_close(px.mu if name == "zinb" else px.mean, rates, atol=0.02, rtol=0)
+        # Zero inflation stays as it was.
+        torch.testing.assert_close(likelihood.output.weight[12:], before[12:])
+
+    def test_genes_have_the_variance_that_categories_leave(self):
+        rng = np.random.default_rng(0)
+        x = torch.from_numpy(rng.normal(0, np.linspace(0.2, 2, 12), (5_000, 12)).astype(np.float32))
+        likelihood = likelihood_class("normal")(30, 12)
+        likelihood.start_at(self.HIDDEN, moments_of(x, self.LABELS, 5, on_counts=False))
+        torch.testing.assert_close(likelihood(self.HIDDEN[0], None).stddev[0], x.std(0), atol=0.02, rtol=0)
+        counts = torch.from_numpy(rng.negative_binomial(3, 0.1, (5_000, 12)).astype(np.float32))
+        likelihood = likelihood_class("nb")(30, 12)
+        likelihood.start_at(self.HIDDEN, moments_of(counts, self.LABELS, 5, on_counts=True))
+        assert likelihood.log_theta.exp().tolist() == pytest.approx([3.5] * 12, rel=0.25)
+
+    def test_more_categories_than_hidden_units_and_hidden_layers_that_do_not_differ(self):
+        for hidden in (torch.rand(3, 40, 6), torch.ones(3, 40, 6)):
+            likelihood = likelihood_class("nb")(6, 12)
+            likelihood.start_at(hidden, moments_of(torch.rand(80, 12), torch.arange(80) % 40, 40, on_counts=True))
+            assert all(weight.isfinite().all() for weight in likelihood.parameters())
+
+    @pytest.mark.parametrize("name", ["nb", "zinb", "poisson", "normal", "bernoulli"])
+    def test_genes_that_no_cell_shows_stay_possible(self, name):
+        likelihood = likelihood_class(name)(30, 12)
+        likelihood.start_at(self.HIDDEN, moments_of(torch.eye(5, 12), torch.arange(5), 5, name in COUNT_LIKELIHOODS))
+        px = likelihood(self.HIDDEN, torch.ones(5, 1))
+        assert likelihood.log_prob(px, torch.ones(5, 12)).isfinite().all()
+
+    def test_a_decoder_that_ends_in_the_output_is_left_alone(self):
+        likelihood = likelihood_class("bernoulli")(30, 12)
+        likelihood.output = torch.nn.Identity()
+        likelihood.start_at(self.HIDDEN, moments_of(torch.rand(5, 12), torch.arange(5), 5, on_counts=False))
 
 
 class TestAnswers:

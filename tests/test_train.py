@@ -22,15 +22,17 @@ def test_small_data_get_small_batches(n_cells, expected):
     assert default_batch_size(n_cells) == expected
 
 
-@pytest.mark.parametrize("n_cells", [300, 3_000, 14_000])
-def test_default_runs_have_about_as_many_steps(n_cells):
+@pytest.mark.parametrize(("warm_start", "expected"), [(True, 1_250), (False, 2_500)])
+@pytest.mark.parametrize("n_cells", [1_000, 3_000, 14_000])
+def test_default_runs_have_about_as_many_steps(n_cells, warm_start, expected):
     batch_size = default_batch_size(n_cells)
-    steps = default_max_epochs(n_cells, batch_size) * -(-n_cells // batch_size)
-    assert 2_200 <= steps <= 2_800
+    steps = default_max_epochs(n_cells, batch_size, warm_start=warm_start) * -(-n_cells // batch_size)
+    assert 0.85 * expected <= steps <= 1.15 * expected
 
 
 def test_default_epochs_are_bounded():
-    assert default_max_epochs(10, 16) == 1_000
+    assert default_max_epochs(10, 16) == 200
+    assert default_max_epochs(10, 16, warm_start=False) == 1_000
     assert default_max_epochs(10**7, 128) == 10
 
 

@@ -34,12 +34,17 @@ def run(name: str, method: str, seed: int, setting: str) -> dict:
     from _cases import METHODS, SETTINGS, kept, load
     from _scores import score
 
+    from cplmixvi.train import default_batch_size, default_max_epochs
+
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     scvi.settings.verbosity = logging.ERROR
     torch.set_num_threads(1)
     train, held_out = load(name, setting)
     epochs = SETTINGS[setting].get(name, (None, None))[1]
+    if epochs is None:
+        # As many for all methods, whatever each takes by itself.
+        epochs = default_max_epochs(train.n_obs, default_batch_size(train.n_obs), warm_start=False)
     started = time.perf_counter()
     model = METHODS[method](train.copy(), name, seed, epochs)
     seconds = time.perf_counter() - started

@@ -70,7 +70,7 @@ class AugmenterMixin(Mixin):
         indices = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
         batch_size = batch_size or default_batch_size(len(indices))
         if max_epochs is None:
-            max_epochs = default_max_epochs(len(indices), batch_size)
+            max_epochs = default_max_epochs(len(indices), batch_size, warm_start=False)
         everyone = np.arange(self.adata.n_obs)
         split = [indices, np.zeros(0, dtype=int), np.setdiff1d(everyone, indices)]
         splitter = CplMixSplitter(self.adata_manager, batch_size=batch_size, external_indexing=split)

@@ -52,7 +52,9 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
         settings["batch_size"] = default_batch_size(n_obs)
     if given["max_epochs"] is None:
         n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * settings["train_size"]))
-        settings["max_epochs"] = default_max_epochs(n_train, settings["batch_size"])
+        settings["max_epochs"] = default_max_epochs(
+            n_train, settings["batch_size"], warm_start=settings["plan_kwargs"]["warm_start"]
+        )
     return settings
 
 

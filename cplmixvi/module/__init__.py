@@ -8,6 +8,7 @@ from ._coupling import Coupling, Disagreement, pairwise_agreement
 from ._cplmixvae import CplMixVAE
 from ._likelihoods import Likelihood, likelihood_class
 from ._losses import kl_normal
+from ._moments import CategoryMoments
 from ._path import LinearPath
 from ._prior import StatePrior
 from ._states import JointPosterior, decode_states, infer_jointly
@@ -15,6 +16,7 @@ from ._states import JointPosterior, decode_states, infer_jointly
 __all__ = [
     "Arm",
     "ArmOutput",
+    "CategoryMoments",
     "Coupling",
     "Covariates",
     "CplMixVAE",

@@ -14,7 +14,17 @@ from cplmixvi._constants import LIKELIHOODS
 
 from ._dense import WideLinear
 from ._losses import half_squared_error
+from ._moments import CategoryMoments
 from ._scores import NegativeBinomialScore, SquaresScore
+
+#: Penalty on squared weights of an output layer that starts at given means, as a share of the hidden layer's variance.
+_RIDGE = 1e-3
+#: Smallest share of molecules, or probability of detection, that an output starts at.
+_LEAST = 1e-6
+#: Inverse dispersions that a gene can start with: moments of few molecules may say anything.
+_THETA_RANGE = (0.01, 100.0)
+#: Standard deviation above the smallest that a gene starts with at least.
+_LEAST_SCALE = 0.01
 
 
 class GeneBernoulli(Bernoulli):
@@ -89,6 +99,40 @@ class Likelihood(nn.Module):
             weight, bias = self.output.weight, self.output.bias
             return score.apply(hidden.to(weight.dtype), weight, bias, *arguments)
 
+    @torch.no_grad()
+    def start_at(self, hidden: torch.Tensor, moments: CategoryMoments) -> None:
+        """Give categories their mean values, whatever else the decoder sees, and genes what these leave of variance.
+
+        The output layer by ridge regression. Nothing happens where the decoder ends in the output itself.
+
+        Parameters
+        ----------
+        hidden
+            Decoder's last hidden layer for draws of all else, ``(n_draws, n_categories, n_hidden)``.
+        moments
+            Of the categories' values.
+        """
+        if not isinstance(self.output, nn.Linear):
+            return
+        # In double precision, which not all devices have: hidden layers of categories may be close to each other.
+        wanted, features = self._output_at(moments.rates.cpu().double()), hidden.cpu().double()
+        centre, level = features.mean((0, 1)), wanted.mean(0)
+        features = features - centre
+        products = torch.einsum("dki,dkj->ij", features, features) / features[..., 0].numel()
+        products.diagonal().add_(_RIDGE * products.diagonal().mean().clamp_min(1e-12))
+        weight = torch.linalg.solve(products, features.mean(0).T @ (wanted - level) / len(wanted))
+        # Other outputs of a gene stay as they are.
+        self.output.weight[: self.n_genes] = weight.T.to(self.output.weight)
+        self.output.bias[: self.n_genes] = (level - centre @ weight).to(self.output.bias)
+        self._start_spread(moments)
+
+    def _output_at(self, rates: torch.Tensor) -> torch.Tensor:
+        """The first ``n_genes`` outputs at which values have these means, or molecules these shares, shape of both."""
+        raise NotImplementedError
+
+    def _start_spread(self, moments: CategoryMoments) -> None:
+        """Set what the likelihood has besides the output layer."""
+
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """The distribution whose parameters are the arms' averages, for getters."""
         raise NotImplementedError
@@ -100,6 +144,9 @@ def _average(distributions: list[Distribution], name: str) -> torch.Tensor:
 
 class PoissonLikelihood(Likelihood):
     r""":math:`x_g\sim\mathrm{Poisson}(\ell\,\rho_g)`, :math:`\rho=\mathrm{softmax}(\cdot)`."""
+
+    def _output_at(self, rates: torch.Tensor) -> torch.Tensor:
+        return rates.clamp_min(_LEAST).log()
 
     def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
         """See :meth:`Likelihood.forward`."""
@@ -122,6 +169,12 @@ class NegativeBinomialLikelihood(Likelihood):
         """See :meth:`Likelihood.forward`."""
         scale = torch.softmax(self.output(hidden), dim=-1)
         return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
+
+    def _output_at(self, rates: torch.Tensor) -> torch.Tensor:
+        return rates.clamp_min(_LEAST).log()
+
+    def _start_spread(self, moments: CategoryMoments) -> None:
+        self.log_theta.copy_(moments.inverse_dispersion().clamp(*_THETA_RANGE).log())
 
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._from_weights(NegativeBinomialScore, hidden, self.log_theta, library, x)
@@ -169,6 +222,12 @@ class NormalLikelihood(Likelihood):
         scale = (self.log_scale.exp() + self.min_scale).expand_as(mean)
         return Normal(mean, scale, normal_mu=mean)
 
+    def _output_at(self, rates: torch.Tensor) -> torch.Tensor:
+        return rates
+
+    def _start_spread(self, moments: CategoryMoments) -> None:
+        self.log_scale.copy_((moments.variance().sqrt() - self.min_scale).clamp_min(_LEAST_SCALE).log())
+
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         scale = self.log_scale.exp() + self.min_scale
         constant = scale.log().sum() + 0.5 * self.n_genes * math.log(2 * math.pi)
@@ -191,6 +250,9 @@ class SquaredErrorLikelihood(NormalLikelihood):
         mean = self.output(hidden)
         return Normal(mean, torch.ones_like(mean), normal_mu=mean)
 
+    def _start_spread(self, moments: CategoryMoments) -> None:
+        """The variance is one."""
+
     def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
         """Minus half the squared error, shape ``(..., n_cells)``."""
         return -half_squared_error(x, px.mean)
@@ -206,6 +268,9 @@ class BernoulliLikelihood(Likelihood):
         """See :meth:`Likelihood.forward`."""
         # Greyscale pixels lie between 0 and 1: the cross-entropy is defined there, the distribution's check is not.
         return GeneBernoulli(logits=self.output(hidden), validate_args=False)
+
+    def _output_at(self, rates: torch.Tensor) -> torch.Tensor:
+        return torch.logit(rates, eps=_LEAST)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""

@@ -1,4 +1,4 @@
-"""Arms that start as good as their guide: linear paths fitted to its answers for the arms' own copies."""
+"""Arms that start as good as their guide: linear paths fitted to its answers, and decoders at its categories' means."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from scvi import REGISTRY_KEYS
 
-from cplmixvi.module import CplMixVAE
+from cplmixvi.module import Arm, CategoryMoments, Covariates, CplMixVAE
 
 from ._answers import GuideAnswers
-from ._guide import known_categories
+from ._guide import dense_values, known_categories
 from ._labels import labelled
 from ._views import CLIP
 
@@ -19,17 +19,21 @@ MAX_CELLS = 20_000
 #: Penalty on squared weights per cell, on coordinates of unit variance: enough for a finite optimum.
 _RIDGE = 1e-5
 _N_ITERATIONS = 100
+#: States, and cells whose covariates they have, that a decoder is started with: per category, and of all together.
+_N_DRAWS, _MAX_DRAWS = 50, 50_000
 
 
 @torch.no_grad()
 def follow_guide(
     module: CplMixVAE, answers: GuideAnswers, batches: Iterable[dict[str, torch.Tensor]], max_cells: int = MAX_CELLS
 ) -> None:
-    r"""Fit every arm's linear path to the guide, as a multinomial logistic regression.
+    r"""Fit every arm's linear path to the guide, as a multinomial logistic regression, and start its decoder there.
 
     Arm ``a`` gets the coordinates of the guide's projection and the weights that maximise
     :math:`\sum_n\sum_k R_{nk}\log q(k\mid x_n^{(a)})` for one copy of each cell, so that probabilities have the
-    certainty that copies allow. The rest of the arm's category head starts at zero.
+    certainty that copies allow. The rest of the arm's category head starts at zero. Its decoder starts with the mean
+    values of the guide's categories, whatever the state, and with what these leave of the genes' variance: learnt step
+    by step, means of rare categories stay between theirs and their neighbours', and dispersions far from the data's.
 
     Parameters
     ----------
@@ -46,7 +50,8 @@ def follow_guide(
     for arm in module.arms:
         arm.path.follow(projection.mean, projection.scale, projection.axes, CLIP)
     coordinates: list[list[torch.Tensor]] = [[] for _ in module.arms]
-    said, n_cells = [], 0
+    said, covariates, n_cells = [], [], 0
+    moments = CategoryMoments(module.n_categories, module.n_input, module.on_counts, module.device)
     for tensors in batches:
         if n_cells >= max_cells:
             break
@@ -55,13 +60,28 @@ def follow_guide(
         said.append(labelled(answers(tensors), known_categories(module, tensors)))
         for arm, copies, kept in zip(module.arms, module.draw_copies(tensors), coordinates, strict=True):
             kept.append(arm.path.coordinates(module.encoder_input(copies), batch))
+        moments.add(dense_values(module, tensors), said[-1])
+        covariates.append(Covariates.of(tensors))
         n_cells += len(batch)
-    answer = torch.cat(said)
+    answer, covariates = torch.cat(said), Covariates.joined(covariates)
     for arm, kept in zip(module.arms, coordinates, strict=True):
         weight, bias = logistic(torch.cat(kept), answer)
         arm.path.weight.copy_(weight)
         arm.category_head.weight.zero_()
         arm.category_head.bias.copy_(bias)
+        _start_decoder(arm, moments, covariates)
+
+
+def _start_decoder(arm: Arm, moments: CategoryMoments, covariates: Covariates) -> None:
+    """Set an arm's likelihood so that categories have these moments, for states and covariates as there are."""
+    n_categories, device = arm.n_categories, covariates.categorical[0].device
+    n_draws = max(1, min(_N_DRAWS, _MAX_DRAWS // n_categories))
+    c = torch.eye(n_categories, device=device).repeat(n_draws, 1)
+    s = torch.randn(len(c), arm.state_mean.out_features, device=device)
+    some = covariates.of_cells(torch.randint(covariates.n_cells, (len(c),), device=device))
+    arm.spread_categories()
+    hidden = arm.decode_hidden(c, s, some)
+    arm.likelihood.start_at(hidden.view(n_draws, n_categories, -1), moments)
 
 
 def logistic(z: torch.Tensor, answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
