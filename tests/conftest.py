@@ -76,7 +76,7 @@ def fitted_states(make_counts):
     cpl.CplMixVI.setup_anndata(adata, layer="counts", batch_key="batch")
     model = cpl.CplMixVI(adata, n_categories=3, n_hidden=32, state_prior="type")
     with quick_start():
-        model.train(max_epochs=150, enable_progress_bar=False)
+        model.train(max_epochs=300, enable_progress_bar=False)
     return adata, model
 
 

@@ -22,8 +22,18 @@ def test_small_data_get_small_batches(n_cells, expected):
     assert default_batch_size(n_cells) == expected
 
 
-@pytest.mark.parametrize(("warm_start", "expected"), [(True, 1_250), (False, 2_500)])
-@pytest.mark.parametrize("n_cells", [1_000, 3_000, 14_000])
+@pytest.mark.parametrize(
+    ("n_cells", "warm_start", "expected"),
+    [
+        (1_000, True, 1_250),
+        (8_000, True, 1_250),
+        # Twenty passes are more steps, but no more than without a start.
+        (12_000, True, 1_880),
+        (20_000, True, 2_500),
+        (1_000, False, 2_500),
+        (20_000, False, 2_500),
+    ],
+)
 def test_default_runs_have_about_as_many_steps(n_cells, warm_start, expected):
     batch_size = default_batch_size(n_cells)
     steps = default_max_epochs(n_cells, batch_size, warm_start=warm_start) * -(-n_cells // batch_size)

@@ -278,7 +278,7 @@ class CplMixVI(
         Parameters
         ----------
         max_epochs
-            Epochs; by default as many as give about 1,250 steps after a warm start, but at most 200, and 2,500 without.
+            Epochs; by default as many as :func:`cplmixvi.train.default_max_epochs` gives.
         accelerator, devices
             Passed to Lightning; ``"auto"`` uses one GPU where there is one. Several train together, each in a process.
         train_size

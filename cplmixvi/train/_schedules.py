@@ -7,8 +7,9 @@ import math
 #: Optimiser steps of a default run. Mixture models need steps rather than epochs: a small data set takes more epochs.
 DEFAULT_STEPS = 2_500
 MIN_EPOCHS, MAX_EPOCHS = 10, 1_000
-#: The same after a warm start, which leaves less to learn: more passes over few cells fit these and not others.
-STEPS_AFTER_START = 1_250
+#: The same after a warm start, which leaves less to learn: few steps, but some passes over all cells while these are no
+#: more steps than without a start. Many passes over few cells fit these and not others.
+STEPS_AFTER_START, PASSES_AFTER_START = 1_250, 20
 MAX_EPOCHS_AFTER_START = 200
 
 
@@ -18,7 +19,7 @@ def default_batch_size(n_cells: int) -> int:
 
 
 def default_max_epochs(n_cells: int, batch_size: int, *, warm_start: bool = True) -> int:
-    """Epochs that give about 1,250 optimiser steps after a warm start, 2,500 without one.
+    """Epochs that give about 2,500 optimiser steps; after a warm start 1,250, or 20 epochs if these are more steps.
 
     Parameters
     ----------
@@ -32,8 +33,11 @@ def default_max_epochs(n_cells: int, batch_size: int, *, warm_start: bool = True
     Returns
     -------
     int
-        Between 10 and 200, or 1,000 without a warm start.
+        Between 10 and 1,000, at most 200 after a warm start.
     """
-    n_steps, most = (STEPS_AFTER_START, MAX_EPOCHS_AFTER_START) if warm_start else (DEFAULT_STEPS, MAX_EPOCHS)
     steps_per_epoch = max(1, math.ceil(n_cells / batch_size))
+    n_steps, most = DEFAULT_STEPS, MAX_EPOCHS
+    if warm_start:
+        n_steps = min(n_steps, max(STEPS_AFTER_START, PASSES_AFTER_START * steps_per_epoch))
+        most = MAX_EPOCHS_AFTER_START
     return int(min(most, max(MIN_EPOCHS, round(n_steps / steps_per_epoch))))
