@@ -27,7 +27,7 @@ KANG = {
 
 
 def published(name: str, adata: AnnData, found: np.ndarray) -> dict[str, list[str]]:
-    """Markers of each category: those of the reference type that most of its cells have.
+    """Markers of each category that has some: those of the reference type that most of its cells have.
 
     Types of tasic2016 are named after their markers, as those of the paper's Fig. 6 are.
     """
@@ -36,8 +36,9 @@ def published(name: str, adata: AnnData, found: np.ndarray) -> dict[str, list[st
     markers = {}
     for category in np.unique(found):
         kind = pd.Series(truth[found == category]).mode().iloc[0]
-        listed = KANG[kind] if name == "kang" else kind.split("_")
-        markers[category] = [gene for gene in listed if gene in genes]
+        listed = [gene for gene in (KANG[kind] if name == "kang" else kind.split("_")) if gene in genes]
+        if listed:
+            markers[category] = listed
     return markers
 
 
@@ -69,8 +70,7 @@ def marker_scores(
         half.append(np.mean(change >= contrast / 2))
     scores = {"moved_within": float(np.mean(within)), "moved_half": float(np.mean(half))}
     if name in ("kang", "tasic2016"):
-        listed = {category: genes for category, genes in published(name, adata, found).items() if genes}
-        leakage = cpl.tl.traverse(adata, model, markers=listed).leakage
+        leakage = cpl.tl.traverse(adata, model, markers=published(name, adata, found)).leakage
         leakage = leakage[leakage["path"] == result.paths[path]]
         scores["moved_published"] = float(leakage["markers_moved"].mean())
         scores["moved_published_pooled"] = float(

@@ -237,18 +237,16 @@ def quality(name: str) -> dict:
     from _data import load
 
     import cplmixvi as cpl
-    from cplmixvi.train import default_batch_size, default_max_epochs
 
     adata, truth, n_types = load(name)
-    epochs = default_max_epochs(adata.n_obs, default_batch_size(adata.n_obs))
     cpl.CplMixVI.setup_anndata(adata)
     started = now()
     model = cpl.CplMixVI(adata, n_categories=n_types, likelihood=DATA[name].likelihood)
-    model.train(epochs, enable_progress_bar=False)
+    model.train(enable_progress_bar=False)
     cpu, wall = now() - started
     labels = model.predict(adata)
     return {
-        "passes": epochs,
+        "passes": model.trainer.max_epochs,
         "cpu_s": cpu,
         "wall_s": wall,
         "consensus": float(model.get_consensus().mean),

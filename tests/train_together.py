@@ -97,6 +97,8 @@ def train(adata, n_processes, callbacks, max_epochs, **options):
         enable_progress_bar=False,
         shuffle_set_split=False,
         callbacks=callbacks,
+        # Decoders start near the data: larger steps, so that losses still fall.
+        plan_kwargs={"lr": 4e-3},
         **several,
     )
     return model

@@ -193,7 +193,7 @@ class StatesMixin(Mixin):
         for tensors in self._make_data_loader(adata=adata, indices=some):
             given = Covariates.of({key: value.to(self.module.device) for key, value in tensors.items()})
             for i in range(len(tensors[REGISTRY_KEYS.X_KEY])):
-                one = _row(given, i)
+                one = given.of_cells(slice(i, i + 1))
                 key = (
                     *(int(code) for code in one.categorical),
                     *(one.continuous.view(-1).tolist() if one.continuous is not None else ()),
@@ -243,13 +243,6 @@ class StatesMixin(Mixin):
                 break
         self.module.alignment.fit(torch.cat(states, dim=1), torch.cat(categories))
         self.module.train(was_training)
-
-
-def _row(covariates: Covariates, i: int) -> Covariates:
-    continuous = covariates.continuous
-    return Covariates(
-        tuple(code[i : i + 1] for code in covariates.categorical), None if continuous is None else continuous[i : i + 1]
-    )
 
 
 def _repeat(row: Covariates, n: int) -> Covariates:

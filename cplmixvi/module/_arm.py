@@ -58,7 +58,7 @@ class Covariates:
         """Number of cells; there is a batch at least."""
         return len(self.categorical[0])
 
-    def of_cells(self, cells: torch.Tensor) -> Covariates:
+    def of_cells(self, cells: torch.Tensor | slice) -> Covariates:
         """Those of some of the cells, by their positions."""
         continuous = None if self.continuous is None else self.continuous[cells]
         return Covariates(tuple(codes[cells] for codes in self.categorical), continuous)

@@ -170,8 +170,7 @@ class NegativeBinomialLikelihood(Likelihood):
         scale = torch.softmax(self.output(hidden), dim=-1)
         return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
 
-    def _output_at(self, rates: torch.Tensor) -> torch.Tensor:
-        return rates.clamp_min(_LEAST).log()
+    _output_at = PoissonLikelihood._output_at
 
     def _start_spread(self, moments: CategoryMoments) -> None:
         self.log_theta.copy_(moments.inverse_dispersion().clamp(*_THETA_RANGE).log())
