@@ -1,5 +1,7 @@
 """What was made fast gives what the plain way gives: values, gradients and draws."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,20 @@ def test_linear_is_that_of_torch(n_in, n_out):
         results.append([value, *torch.autograd.grad(value, (x, weight, bias), upstream)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("some", [torch.randn(100, 1003)[:, :1000], torch.randn(1000, 103)[:, :100].t()])
+def test_products_with_some_columns_of_a_matrix_take_as_long_as_with_all(some):
+    # As an encoder has them that reads covariates. What does not know such strides takes a thousand times as long.
+    a, whole = torch.randn(128, 1000), some.contiguous()
+
+    def seconds(b):
+        start = time.perf_counter()
+        dense.product(a, b)
+        return time.perf_counter() - start
+
+    torch.testing.assert_close(dense.product(a, some), a @ some.t(), rtol=1e-4, atol=1e-4)
+    assert min(seconds(some) for _ in range(5)) < 50 * min(seconds(whole) for _ in range(5))
 
 
 def test_products_without_onednn_are_the_same(monkeypatch):

@@ -44,6 +44,9 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) 
     """
     is_single = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
     if is_single and min(*a.shape, len(b)) > 0 and _has_onednn():
+        # Of a matrix with gaps between its rows, as some columns of a larger one have, oneDNN takes a thousand times as
+        # long.
+        b = b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
         return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b, bias, "none", [], "")
     return nn.functional.linear(a, b, bias)
 
