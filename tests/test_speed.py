@@ -211,6 +211,14 @@ def test_linear_is_that_of_torch(n_in, n_out):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def _onednn(monkeypatch):
+    if not dense._has_onednn():
+        pytest.skip("torch has no products of oneDNN here")
+    monkeypatch.setattr(dense, "_prefers_onednn", lambda: True)
+
+
+@pytest.mark.usefixtures("_onednn")
 @pytest.mark.parametrize("some", [torch.randn(100, 1003)[:, :1000], torch.randn(1000, 103)[:, :100].t()])
 def test_products_with_some_columns_of_a_matrix_take_as_long_as_with_all(some):
     # As an encoder has them that reads covariates. What does not know such strides takes a thousand times as long.
@@ -225,11 +233,20 @@ def test_products_with_some_columns_of_a_matrix_take_as_long_as_with_all(some):
     assert min(seconds(some) for _ in range(5)) < 50 * min(seconds(whole) for _ in range(5))
 
 
+@pytest.mark.usefixtures("_onednn")
 def test_products_without_onednn_are_the_same(monkeypatch):
     a, b, bias = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4)
     with_it = dense.product(a, b, bias)
-    monkeypatch.setattr(dense, "_has_onednn", lambda: False)
+    monkeypatch.setattr(dense, "_prefers_onednn", lambda: False)
     torch.testing.assert_close(dense.product(a, b, bias), with_it, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "is_better"), [("znver4", True), ("sapphirerapids", False), ("apple-m1", False)])
+def test_onednn_is_for_processors_of_amd(name, is_better, monkeypatch):
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_name", lambda: name)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(dense, "_has_onednn", lambda: True)
+    assert dense._prefers_onednn.__wrapped__() == is_better
 
 
 @pytest.mark.parametrize("covariates", [{}, {"n_cat_list": (3, 1, 2), "n_cont": 2}])
