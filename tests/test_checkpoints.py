@@ -289,7 +289,7 @@ class TestDivergence:
 
 def annotate(folder, output, *options):
     arguments = ["annotate", folder / "in.h5ad", folder / output, "--n-categories", "3", "--quiet", *options]
-    return [str(argument) for argument in (*arguments, "--max-epochs", "150", "--accelerator", "cpu", "--threads", "1")]
+    return [str(argument) for argument in (*arguments, "--max-epochs", "60", "--accelerator", "cpu", "--threads", "1")]
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ with quick_start():
     run, rng = tmp_path / "run", random.Random(time.time_ns())
     interrupted = ["--checkpoint-dir", run, "--checkpoint-every", "3"]
     process = subprocess.Popen([*program, *annotate(tmp_path, "out.h5ad", *interrupted)], stderr=subprocess.DEVNULL)
-    wanted = rng.randrange(3, 60, 3)
+    wanted = rng.randrange(3, 30, 3)
     while process.poll() is None and not (found := io.list_checkpoints(run)) or int(found[-1].name[6:]) < wanted:
         assert process.poll() is None
         time.sleep(0.005)
