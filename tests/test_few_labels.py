@@ -18,8 +18,9 @@ def hard(make_counts):
 def test_labels_of_a_tenth_of_two_types_find_and_name_them_and_the_others_are_found_too(hard):
     truth = hard.obs["type"].astype(str).to_numpy()
     names = fit(hard, "some", n_categories=5, epochs=80).predict()
+    alone = cpl.metrics.accuracy(truth, fit(hard, None, n_categories=5, epochs=80).predict())
     # Measured with five seeds: 0.65 to 0.91 without labels, where small types share a category, and 0.96 with labels.
-    assert cpl.metrics.accuracy(truth, names) > 0.92
+    assert cpl.metrics.accuracy(truth, names) > max(0.92, alone)
     unlabelled = hard.obs["some"] == "unknown"
     assert (~unlabelled).sum() == 8
     for type_, name in NAMES.items():
