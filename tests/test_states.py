@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cplmixvi as cpl
-from cplmixvi.module import StateAlignment, StatePrior, mean_over_arms
+from cplmixvi.module import StateAlignment, StatePrior, StatePrograms, mean_over_arms
 from cplmixvi.module._losses import kl_normal
 
 K, S, N = 3, 2, 600
@@ -65,6 +65,42 @@ class TestAlignment:
         found = np.abs(np.corrcoef(z.T, side)[-1, :2])
         assert found.max() > 0.9
         assert found.min() < 0.15
+
+    @given(st.integers(0, 1_000))
+    @settings(max_examples=20, deadline=None)
+    def test_a_dimension_goes_with_the_same_genes_in_all_categories(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        # Two groups and a gradient, each with genes of its own, in coordinates that each category turns as it likes.
+        truth = torch.stack(
+            [torch.randint(2, (N,), generator=generator) * 2.0 - 1, 0.5 * torch.randn(N, generator=generator)], dim=1
+        )
+        category = torch.randint(K, (N,), generator=generator)
+        x = truth @ torch.randn(S, 40, generator=generator) + torch.randn(N, 40, generator=generator)
+        x = x + torch.randn(K, 40, generator=generator)[category]
+        turn = rotations(generator, K)
+        state = (torch.einsum("nst,nt->ns", turn[category], truth) + torch.randn(K, S, generator=generator)[category])[
+            None
+        ]
+        programs = StatePrograms(K, S, 40)
+        for rows in torch.arange(N).split(250):
+            programs.add(state[0, rows], x[rows], category[rows])
+        alignment = StateAlignment(1, K, S)
+        alignment.fit(state, category, programs.sums())
+        z = alignment(state, torch.ones_like(state), category)[0][0]
+        found = np.array(
+            [[np.corrcoef(z[category == k, j], truth[category == k, j])[0, 1] for j in range(S)] for k in range(K)]
+        )
+        assert (np.abs(found) > 0.9).all()
+        assert (np.sign(found) == np.sign(found[0])).all()
+        torch.testing.assert_close(alignment.inverse(z, category), state, atol=1e-4, rtol=1e-4)
+
+    def test_states_without_a_spread_are_turned_into_numbers(self):
+        category = torch.arange(N) % K
+        programs = StatePrograms(K, S, 5)
+        programs.add(torch.zeros(N, S), torch.ones(N, 5), category)
+        alignment = StateAlignment(1, K, S)
+        alignment.fit(torch.zeros(1, N, S), category, programs.sums())
+        assert torch.isfinite(alignment.rotation).all()
 
     def test_more_than_two_dimensions_turn_into_a_rotation(self):
         state = torch.randn(2, N, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.7, 0.5, 0.2])

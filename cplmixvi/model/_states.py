@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from cplmixvi.module import Covariates, JointPosterior, decode_states, infer_jointly, kl_normal
+from cplmixvi.module import Covariates, JointPosterior, StatePrograms, decode_states, infer_jointly, kl_normal
 
 from ._mixin import Mixin
 
@@ -53,8 +53,8 @@ class StatesMixin(Mixin):
 
         Arms have coordinates of their own. They are brought to common ones by maps that were found once, on the
         training cells, and are saved with the model, so that new cells get the same coordinates; see
-        :class:`~cplmixvi.module.StateAlignment`. Dimensions share as little information as can be, and cells of a type
-        vary most in the first one.
+        :class:`~cplmixvi.module.StateAlignment`. A dimension goes with the same genes in all categories, as far as they
+        have such genes. Dimensions share as little information as can be, and cells of a type vary most in the first.
         ``get_latent_representation``, of scvi-tools, gives arm 0 in coordinates of its own.
 
         Parameters
@@ -171,7 +171,7 @@ class StatesMixin(Mixin):
         total, flips = library.new_zeros(()), library.new_zeros(())
         rows, weights = self._covariate_rows(adata, indices)
         for row, weight in zip(rows, weights, strict=True):
-            covariates = _repeat(row, len(state))
+            covariates = row.of_cells(torch.zeros_like(held))
             px = decode_states(self.module, state, held, library, covariates)
             seen = [px.sample() for _ in range(n_draws)] or [px.mean]
             other = [self._category_of(values, covariates) != held for values in seen]
@@ -211,9 +211,12 @@ class StatesMixin(Mixin):
 
     def _infer_jointly(self, tensors: dict[str, torch.Tensor]) -> JointPosterior:
         """Posterior of a minibatch."""
+        return infer_jointly(self.module, *self._encoder_input(tensors))
+
+    def _encoder_input(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Covariates]:
+        """What encoders read of a minibatch."""
         tensors = {key: value.to(self.module.device) for key, value in tensors.items()}
-        x = self.module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].float())
-        return infer_jointly(self.module, x, Covariates.of(tensors))
+        return self.module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].float()), Covariates.of(tensors)
 
     @torch.inference_mode()
     def align_arms(self, batches: Iterable[dict[str, torch.Tensor]] | None = None) -> None:
@@ -234,22 +237,18 @@ class StatesMixin(Mixin):
             batches = self._make_data_loader(adata=self.adata, indices=some)
         was_training = self.module.training
         self.module.eval()
+        programs = StatePrograms(self.n_categories, self.n_state, self.module.n_input, self.module.device)
         states, categories = [], []
         for tensors in batches:
-            joint = self._infer_jointly(tensors)
+            x, covariates = self._encoder_input(tensors)
+            joint = infer_jointly(self.module, x, covariates)
+            programs.add(joint.mean[0], x, joint.category)
             states.append(joint.mean)
             categories.append(joint.category)
             if sum(map(len, categories)) >= MAX_ALIGNMENT_CELLS:
                 break
-        self.module.alignment.fit(torch.cat(states, dim=1), torch.cat(categories))
+        self.module.alignment.fit(torch.cat(states, dim=1), torch.cat(categories), programs.sums())
         self.module.train(was_training)
-
-
-def _repeat(row: Covariates, n: int) -> Covariates:
-    continuous = row.continuous
-    return Covariates(
-        tuple(code.expand(n, -1) for code in row.categorical), None if continuous is None else continuous.expand(n, -1)
-    )
 
 
 def activity_table(

@@ -11,6 +11,7 @@ from ._losses import kl_normal
 from ._moments import CategoryMoments
 from ._path import LinearPath
 from ._prior import StatePrior
+from ._programs import StatePrograms, common_turns
 from ._states import JointPosterior, decode_states, infer_jointly
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "LinearPath",
     "StateAlignment",
     "StatePrior",
+    "StatePrograms",
     "SyncedBatchNorm",
+    "common_turns",
     "decode_states",
     "find_shift",
     "infer_jointly",
