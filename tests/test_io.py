@@ -232,13 +232,14 @@ def test_older_versions_are_migrated_step_by_step(tmp_path, monkeypatch):
         saved.meta["a"] += 1
         return saved
 
-    monkeypatch.setattr("cplmixvi.io._format.FORMAT_VERSION", 3)
-    with pytest.raises(io.ModelFileError, match="version 1 are no longer read"):
+    present = io.FORMAT_VERSION
+    monkeypatch.setattr("cplmixvi.io._format.FORMAT_VERSION", present + 2)
+    with pytest.raises(io.ModelFileError, match=f"version {present} are no longer read"):
         io.read_files(tmp_path)
-    monkeypatch.setitem(io.MIGRATIONS, 1, rename)
-    monkeypatch.setitem(io.MIGRATIONS, 2, count)
+    monkeypatch.setitem(io.MIGRATIONS, present, rename)
+    monkeypatch.setitem(io.MIGRATIONS, present + 1, count)
     saved = io.read_files(tmp_path)
-    assert (saved.meta["format_version"], saved.meta["a"], list(saved.weights)) == (3, 2, ["new"])
+    assert (saved.meta["format_version"], saved.meta["a"], list(saved.weights)) == (present + 2, 2, ["new"])
 
 
 def test_a_header_that_begins_like_a_pickle_is_read(tmp_path):

@@ -92,7 +92,25 @@ class TestAlignment:
         )
         assert (np.abs(found) > 0.9).all()
         assert (np.sign(found) == np.sign(found[0])).all()
+        assert (alignment.likeness > 0.7).all()
         torch.testing.assert_close(alignment.inverse(z, category), state, atol=1e-4, rtol=1e-4)
+
+    def test_genes_that_only_one_category_has_are_not_like_those_of_the_others(self):
+        generator = torch.Generator().manual_seed(0)
+        category = torch.arange(N) % K
+        state = torch.randn(1, N, 1, generator=generator)
+        x = torch.randn(N, 40, generator=generator)
+        for k, effect in enumerate((1.0, 1.0, 0.0)):
+            x[category == k, :5] += effect * state[0, category == k]
+        x[category == 2, 20:25] += state[0, category == 2]
+        programs = StatePrograms(K + 1, 1, 40)
+        programs.add(state[0], x, category)
+        alignment = StateAlignment(1, K + 1, 1)
+        alignment.fit(state, category, programs.sums())
+        first, second, other, empty = alignment.likeness[:, 0]
+        assert min(first, second) > 0.5
+        assert abs(other) < 0.3
+        assert torch.isnan(empty)
 
     def test_states_without_a_spread_are_turned_into_numbers(self):
         category = torch.arange(N) % K
@@ -218,6 +236,8 @@ class TestStatesOfAModel:
             mean[member, 0].var() / variance[member, 0].mean(), rel=1e-3
         )
         assert (table["kl"] >= 0).all()
+        # Every type was simulated with genes of its own.
+        assert table["shared"].abs().max() < 0.6
         assert (table.groupby("category")["variance_share"].max() > 0.4).all(), "a state was simulated in every type"
 
     def test_decoding_a_cells_own_state_gives_its_type_and_expression(self, fitted):

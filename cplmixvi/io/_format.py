@@ -11,7 +11,7 @@ import torch
 from ._errors import ModelFileError
 
 #: Raise it whenever older code cannot read what is written, and add the step from the version before to MIGRATIONS.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -33,9 +33,17 @@ class Saved:
     arrays: dict[str, np.ndarray]
 
 
+def _with_likeness(saved: Saved) -> Saved:
+    """Until version 1 it was not known how far categories share what their states are."""
+    origin = saved.weights.get("alignment.origin")
+    if origin is not None:
+        saved.weights["alignment.likeness"] = torch.full_like(origin, torch.nan)
+    return saved
+
+
 #: From a version of the format to the step that makes the next one of it. A step may change all that is in ``Saved``
 #: (a weight has another name, an argument a new meaning); the version itself is counted up by ``migrate``.
-MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {}
+MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _with_likeness}
 
 
 def check_version(version: object) -> int:

@@ -102,8 +102,11 @@ class StatesMixin(Mixin):
             One row per used category and dimension: ``category``, ``dimension`` (from 1), ``n_cells``,
             ``variance_share`` (variance over the category's cells of the combined posterior means, relative to the
             prior's: near 0 where a dimension is not used), ``uncertainty`` (mean of the combined posterior variances
-            relative to the prior's) and ``kl`` (mean divergence of the combined posterior, taken as a Gaussian, from
-            the prior, nats).
+            relative to the prior's), ``kl`` (mean divergence of the combined posterior, taken as a Gaussian, from the
+            prior, nats) and ``shared`` (whether the dimension is the same thing as in the other categories: cosine of
+            the training cells' covariances of state and genes with those in all others together; near 1 where the
+            same genes go with it in the same direction, near 0 where it means something else; ``nan`` with a single
+            used category, or if the model was saved before there was such a measure).
         """
         posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         return activity_table(
@@ -111,6 +114,7 @@ class StatesMixin(Mixin):
             posterior.combined_variance,
             posterior.category,
             *self._prior(),
+            self.module.alignment.likeness.cpu().numpy(),
             names=self.category_names,
         )
 
@@ -257,6 +261,7 @@ def activity_table(
     category: np.ndarray,
     prior_mean: np.ndarray,
     prior_variance: np.ndarray,
+    shared: np.ndarray,
     *,
     names: np.ndarray,
 ) -> pd.DataFrame:
@@ -268,7 +273,7 @@ def activity_table(
         Of the combined posteriors, ``(n_cells, n_state)``.
     category
         Integer, ``(n_cells,)``.
-    prior_mean, prior_variance
+    prior_mean, prior_variance, shared
         ``(K, n_state)``.
     names
         Of the categories, ``(K,)``.
@@ -289,6 +294,7 @@ def activity_table(
                     "variance_share": float(m.var()) / prior,
                     "uncertainty": float(v.mean()) / prior,
                     "kl": float(kl),
+                    "shared": float(shared[k, j]),
                 }
             )
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ from ._losses import kl_normal
 from ._moments import CategoryMoments
 from ._path import LinearPath
 from ._prior import StatePrior
-from ._programs import StatePrograms, common_turns
+from ._programs import StatePrograms, common_turns, likeness
 from ._states import JointPosterior, decode_states, infer_jointly
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "infer_jointly",
     "kl_normal",
     "likelihood_class",
+    "likeness",
     "mean_over_arms",
     "pairwise_agreement",
     "synced",

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from ._programs import common_turns
+from ._programs import common_turns, likeness
 
 #: Cells of the average category that every category's covariance is mixed with, so that a handful of cells cannot
 #: turn an arm on its head.
@@ -68,6 +68,8 @@ class StateAlignment(nn.Module):
         self.register_buffer("origin", torch.zeros(n_categories, n_state))
         self.register_buffer("scale", torch.ones(n_arms, n_categories))
         self.register_buffer("rotation", torch.eye(n_state).expand(n_arms, n_categories, -1, -1).clone())
+        #: Of every category's genes to those of the others, see :func:`likeness`; ``nan`` where that is not known.
+        self.register_buffer("likeness", torch.full((n_categories, n_state), torch.nan))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Models that were saved before there was an alignment have none: they keep the identity.
@@ -106,6 +108,9 @@ class StateAlignment(nn.Module):
         self.origin.copy_(torch.einsum("kst,ks->kt", rotation[0], centre[0]))
         self.scale.copy_(scale)
         self.rotation.copy_(rotation)
+        if programs is not None:
+            turned = torch.einsum("kst,ksg->ktg", rotation[0].to(programs.dtype), programs.cpu())
+            self.likeness.copy_(likeness(turned))
 
     def forward(
         self, mean: torch.Tensor, variance: torch.Tensor, category: torch.Tensor

@@ -87,6 +87,27 @@ def common_turns(sums: torch.Tensor, n_cells: torch.Tensor) -> torch.Tensor:
     return turn
 
 
+def likeness(sums: torch.Tensor) -> torch.Tensor:
+    r"""How far the genes that go with a dimension in one category are those that go with it in all others together.
+
+    Parameters
+    ----------
+    sums
+        Of :meth:`StatePrograms.sums`, with the states of all categories turned: :math:`Q_k^\top P_k`, ``(K, n_state,
+        n_genes)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Cosine, from -1 to 1, ``(K, n_state)``; ``nan`` where a category or all others have no cells.
+    """
+    product, square = torch.zeros(sums.shape[:2]), torch.zeros(sums.shape[:2])
+    total = sums.sum(0)
+    for k, own in enumerate(sums):
+        product[k], square[k] = (own * (total - own)).sum(-1), (total - own).square().sum(-1)
+    return product / (square.sqrt() * sums.norm(dim=-1))
+
+
 def _principal(sums: torch.Tensor) -> torch.Tensor:
     """Principal components of all rows, as long as their spread, ``(n_state, n_genes)``; by subspace iteration."""
     rows = sums.flatten(0, 1)
