@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scanpy as sc
 import scvi
 from _command_line import call
 from _quick_start import quick_start
@@ -36,6 +37,17 @@ def shorter(train):
     return trained
 
 
+def fewer_numbers(select):
+    def selected(*args, candidates, **kwargs):
+        return select(*args, candidates=candidates[:2], **kwargs)
+
+    return selected
+
+
+def place_anywhere(adata, **_):
+    adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+
+
 def run_command(line, names):
     """Do what a shell does with a command of ours: its output may go to a file, and others may follow it."""
     first, *_ = line.format(**names).split(";")
@@ -58,6 +70,9 @@ def _small(data_dir, monkeypatch, tmp_path):
         monkeypatch.setattr(cpl.datasets, name, fewer(getattr(cpl.datasets, name), N_CELLS.get(name, FEW)))
     for model in (cpl.CplMixVI, scvi.model.SCVI):
         monkeypatch.setattr(model, "train", shorter(model.train))
+    monkeypatch.setattr(cpl.tl, "select_categories", fewer_numbers(cpl.tl.select_categories))
+    # It is not ours, and compiling it takes longer than all else in a tutorial.
+    monkeypatch.setattr(sc.tl, "umap", place_anywhere)
     # What tutorials set for themselves is not for the tests that come after them.
     loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
     levels, verbosity = [logger.level for logger in loggers], scvi.settings.verbosity
