@@ -110,7 +110,7 @@ class TestAlignment:
         first, second, other, empty = alignment.likeness[:, 0]
         assert min(first, second) > 0.5
         assert abs(other) < 0.3
-        assert torch.isnan(empty)
+        assert empty == 0
 
     def test_states_without_a_spread_are_turned_into_numbers(self):
         category = torch.arange(N) % K
@@ -119,6 +119,16 @@ class TestAlignment:
         alignment = StateAlignment(1, K, S)
         alignment.fit(torch.zeros(1, N, S), category, programs.sums())
         assert torch.isfinite(alignment.rotation).all()
+        assert torch.isfinite(alignment.likeness).all()
+
+    def test_fewer_genes_than_dimensions(self):
+        generator = torch.Generator().manual_seed(0)
+        state, category = torch.randn(1, N, 3, generator=generator), torch.arange(N) % K
+        programs = StatePrograms(K, 3, 1)
+        programs.add(state[0], state[0, :, :1] + 1, category)
+        alignment = StateAlignment(1, K, 3)
+        alignment.fit(state, category, programs.sums())
+        torch.testing.assert_close(alignment.rotation @ alignment.rotation.mT, torch.eye(3).expand(1, K, 3, 3))
 
     def test_more_than_two_dimensions_turn_into_a_rotation(self):
         state = torch.randn(2, N, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.7, 0.5, 0.2])

@@ -34,7 +34,7 @@ class Saved:
 
 
 def _with_likeness(saved: Saved) -> Saved:
-    """Until version 1 it was not known how far categories share what their states are."""
+    """In version 1 it is not known how far categories share what their states are."""
     origin = saved.weights.get("alignment.origin")
     if origin is not None:
         saved.weights["alignment.likeness"] = torch.full_like(origin, torch.nan)

@@ -105,8 +105,8 @@ class StatesMixin(Mixin):
             relative to the prior's), ``kl`` (mean divergence of the combined posterior, taken as a Gaussian, from the
             prior, nats) and ``shared`` (whether the dimension is the same thing as in the other categories: cosine of
             the training cells' covariances of state and genes with those in all others together; near 1 where the
-            same genes go with it in the same direction, near 0 where it means something else; ``nan`` with a single
-            used category, or if the model was saved before there was such a measure).
+            same genes go with it in the same direction, near 0 where it means something else, and 0 with a single
+            used category; ``nan`` if the model was saved before there was such a measure).
         """
         posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         return activity_table(

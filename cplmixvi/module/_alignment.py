@@ -68,8 +68,8 @@ class StateAlignment(nn.Module):
         self.register_buffer("origin", torch.zeros(n_categories, n_state))
         self.register_buffer("scale", torch.ones(n_arms, n_categories))
         self.register_buffer("rotation", torch.eye(n_state).expand(n_arms, n_categories, -1, -1).clone())
-        #: Of every category's genes to those of the others, see :func:`likeness`; ``nan`` where that is not known.
-        self.register_buffer("likeness", torch.full((n_categories, n_state), torch.nan))
+        #: Of every category's genes to those of the others, see :func:`likeness`.
+        self.register_buffer("likeness", torch.zeros(n_categories, n_state))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Models that were saved before there was an alignment have none: they keep the identity.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 #: Times that all categories are turned onto their mean, and that axes are multiplied to find principal ones.
 N_ROUNDS = 20
@@ -78,6 +79,8 @@ def common_turns(sums: torch.Tensor, n_cells: torch.Tensor) -> torch.Tensor:
         :math:`Q`, orthogonal, reflections among them, ``(K, n_state, n_state)``, double precision.
     """
     total = max(float(n_cells.sum()), 1.0)
+    # Fewer genes than dimensions: the others go with nothing.
+    sums = nn.functional.pad(sums, (0, max(0, sums.shape[1] - sums.shape[2])))
     common = _principal(sums) / total
     for _ in range(N_ROUNDS):
         cross = torch.einsum("ksg,tg->kst", sums, common).double()
@@ -99,13 +102,13 @@ def likeness(sums: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        Cosine, from -1 to 1, ``(K, n_state)``; ``nan`` where a category or all others have no cells.
+        Cosine, from -1 to 1, ``(K, n_state)``; 0 where a category or all others have no cells.
     """
     product, square = torch.zeros(sums.shape[:2]), torch.zeros(sums.shape[:2])
     total = sums.sum(0)
     for k, own in enumerate(sums):
         product[k], square[k] = (own * (total - own)).sum(-1), (total - own).square().sum(-1)
-    return product / (square.sqrt() * sums.norm(dim=-1))
+    return product / (square.sqrt() * sums.norm(dim=-1)).clamp_min(torch.finfo(sums.dtype).tiny)
 
 
 def _principal(sums: torch.Tensor) -> torch.Tensor:
