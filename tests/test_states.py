@@ -78,9 +78,8 @@ class TestAlignment:
         x = truth @ torch.randn(S, 40, generator=generator) + torch.randn(N, 40, generator=generator)
         x = x + torch.randn(K, 40, generator=generator)[category]
         turn = rotations(generator, K)
-        state = (torch.einsum("nst,nt->ns", turn[category], truth) + torch.randn(K, S, generator=generator)[category])[
-            None
-        ]
+        state = torch.einsum("nst,nt->ns", turn[category], truth) + torch.randn(K, S, generator=generator)[category]
+        state = state[None]
         programs = StatePrograms(K, S, 40)
         for rows in torch.arange(N).split(250):
             programs.add(state[0, rows], x[rows], category[rows])

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 
+from ._procrustes import nearest_rotations, with_average
 from ._programs import common_turns, likeness
 
 #: Cells of the average category that every category's covariance is mixed with, so that a handful of cells cannot
@@ -88,8 +89,8 @@ class StateAlignment(nn.Module):
         category
             The cells' categories, the same for all arms, integer, shape ``(n_cells,)``.
         programs
-            Sums over the cells of products of arm 0's states and genes, shape ``(K, n_state, n_genes)``, from
-            :class:`StatePrograms`. Without them arm 0 has one rotation for all categories.
+            Sums over the cells of products of arm 0's states and genes, shape ``(K, n_state, n_genes)``, on the CPU as
+            from :class:`StatePrograms`. Without them arm 0 has one rotation for all categories.
         """
         # In double precision, which not every accelerator has.
         state, category = state.cpu().double(), category.cpu()
@@ -98,8 +99,9 @@ class StateAlignment(nn.Module):
         centred = state - centre[:, category]
         rotation = _rotations(member, centred)
         if programs is not None:
-            rotation = rotation @ common_turns(programs.cpu(), member.sum(0))
-        energy = _mixed(torch.einsum("nk,ans->ak", member, centred.square()), len(category)) + 1e-12
+            rotation = rotation @ common_turns(programs, len(category))
+        energy = torch.einsum("nk,ans->ak", member, centred.square())
+        energy = with_average(energy, len(category), PSEUDO_CELLS, dim=1) + 1e-12
         scale = (energy[:1] / energy).sqrt().clamp(*SCALE_RANGE)
         aligned = scale[:, category, None] * torch.einsum("anst,ans->ant", rotation[:, category], centred)
         basis = _independent_axes(aligned.mean(0))
@@ -109,7 +111,7 @@ class StateAlignment(nn.Module):
         self.scale.copy_(scale)
         self.rotation.copy_(rotation)
         if programs is not None:
-            turned = torch.einsum("kst,ksg->ktg", rotation[0].to(programs.dtype), programs.cpu())
+            turned = torch.einsum("kst,ksg->ktg", rotation[0].to(programs.dtype), programs)
             self.likeness.copy_(likeness(turned))
 
     def forward(
@@ -141,16 +143,10 @@ class StateAlignment(nn.Module):
         return self.centre[:, category] + torch.einsum("anst,ant->ans", rotation, centred)
 
 
-def _mixed(sums: torch.Tensor, n_cells: int) -> torch.Tensor:
-    """Sums over each category's cells, shape ``(n_arms, K, ...)``, with some cells of the average category added."""
-    return sums + PSEUDO_CELLS * sums.sum(1, keepdim=True) / max(n_cells, 1)
-
-
 def _rotations(member: torch.Tensor, centred: torch.Tensor) -> torch.Tensor:
     """Rotations onto arm 0, shape ``(n_arms, K, n_state, n_state)``, of states that are centred in their category."""
     cross = torch.einsum("nk,ans,nt->akst", member, centred, centred[0])
-    left, _, right = torch.linalg.svd(_mixed(cross, len(member)))
-    rotation = left @ right
+    rotation = nearest_rotations(with_average(cross, len(member), PSEUDO_CELLS, dim=1))
     # Arm 0 without the noise of the decomposition.
     rotation[0] = torch.eye(centred.shape[-1], dtype=centred.dtype)
     return rotation

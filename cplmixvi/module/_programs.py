@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ._procrustes import nearest_rotations, with_average
+
 #: Times that all categories are turned onto their mean, and that axes are multiplied to find principal ones.
 N_ROUNDS = 20
 
@@ -24,7 +26,7 @@ class StatePrograms:
     """
 
     def __init__(self, n_categories: int, n_state: int, n_genes: int, device: torch.device | str = "cpu"):
-        self.n_cells = torch.zeros(n_categories, 1, device=device)
+        self._n_cells = torch.zeros(n_categories, 1, device=device)
         self._state = torch.zeros(n_categories, n_state, device=device)
         self._values = torch.zeros(n_categories, n_genes, device=device)
         self._products = torch.zeros(n_categories, n_state, n_genes, device=device)
@@ -41,18 +43,18 @@ class StatePrograms:
         category
             Integer, shape ``(n_cells,)``.
         """
-        self.n_cells.index_add_(0, category, torch.ones_like(state[:, :1]))
+        self._n_cells.index_add_(0, category, torch.ones_like(state[:, :1]))
         self._state.index_add_(0, category, state)
         self._values.index_add_(0, category, x)
         self._products.index_add_(0, category, state[:, :, None] * x[:, None, :])
 
     def sums(self) -> torch.Tensor:
         """Sums over the cells of each category, shape ``(K, n_state, n_genes)``, on the CPU."""
-        mean = self._state / self.n_cells.clamp_min(1.0)
+        mean = self._state / self._n_cells.clamp_min(1.0)
         return (self._products - mean[:, :, None] * self._values[:, None, :]).cpu()
 
 
-def common_turns(sums: torch.Tensor, n_cells: torch.Tensor) -> torch.Tensor:
+def common_turns(sums: torch.Tensor, n_cells: int) -> torch.Tensor:
     r"""Turns of the states of each category after which the same genes go with them in all categories.
 
     With :math:`P_k` the sums of :meth:`StatePrograms.sums` and :math:`N` the number of cells
@@ -71,22 +73,20 @@ def common_turns(sums: torch.Tensor, n_cells: torch.Tensor) -> torch.Tensor:
     sums
         :math:`P`, shape ``(K, n_state, n_genes)``.
     n_cells
-        Of the categories, shape ``(K,)``.
+        :math:`N`.
 
     Returns
     -------
     torch.Tensor
         :math:`Q`, orthogonal, reflections among them, ``(K, n_state, n_state)``, double precision.
     """
-    total = max(float(n_cells.sum()), 1.0)
     # Fewer genes than dimensions: the others go with nothing.
     sums = nn.functional.pad(sums, (0, max(0, sums.shape[1] - sums.shape[2])))
-    common = _principal(sums) / total
+    common = _principal(sums) / max(n_cells, 1)
     for _ in range(N_ROUNDS):
         cross = torch.einsum("ksg,tg->kst", sums, common).double()
-        left, _, right = torch.linalg.svd(cross + PSEUDO_CELLS / total * cross.sum(0))
-        turn = left @ right
-        common = torch.einsum("kst,ksg->tg", turn.to(sums.dtype), sums) / total
+        turn = nearest_rotations(with_average(cross, n_cells, PSEUDO_CELLS, dim=0))
+        common = torch.einsum("kst,ksg->tg", turn.to(sums.dtype), sums) / max(n_cells, 1)
     return turn
 
 
@@ -107,7 +107,8 @@ def likeness(sums: torch.Tensor) -> torch.Tensor:
     product, square = torch.zeros(sums.shape[:2]), torch.zeros(sums.shape[:2])
     total = sums.sum(0)
     for k, own in enumerate(sums):
-        product[k], square[k] = (own * (total - own)).sum(-1), (total - own).square().sum(-1)
+        others = total - own
+        product[k], square[k] = (own * others).sum(-1), others.square().sum(-1)
     return product / (square.sqrt() * sums.norm(dim=-1)).clamp_min(torch.finfo(sums.dtype).tiny)
 
 
@@ -118,6 +119,5 @@ def _principal(sums: torch.Tensor) -> torch.Tensor:
     axes = sums[sums.square().sum((1, 2)).argmax()].T
     for _ in range(N_ROUNDS):
         axes = torch.linalg.qr(rows.T @ (rows @ axes))[0]
-    own, _, _ = torch.linalg.svd(axes.T @ rows.T @ (rows @ axes))
-    axes = axes @ own
-    return ((rows @ axes).square().sum(0).sqrt() * axes).T
+    _, spread, own = torch.linalg.svd(rows @ axes, full_matrices=False)
+    return spread[:, None] * (own @ axes.T)
