@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from cplmixvi._memory import empty_like
+
 #: Values of a minibatch from which on loops are compiled: with fewer they do not make up for the time that this takes.
 MIN_VALUES = 2**14
 
@@ -64,7 +66,7 @@ def scaled_log1p(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     if loops is None:
         # In place: a second matrix of this size would cost more than the logarithms.
         return (x * factor).log1p_()
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = empty_like(x)
     values = [tensor.numpy() for tensor in (x.contiguous(), factor.view(-1), out)]
     in_parts(lambda rows: loops.scaled_log1p(*(value[rows] for value in values)), len(x))
     return out
@@ -89,7 +91,7 @@ def standardised(
     loops = kernels(x, mean, inverse_scale)
     if loops is None:
         return (x - (mean[0] if group is None else mean[group])).mul_(inverse_scale).clamp_(-1, 1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = empty_like(x)
     group = torch.zeros(len(x), dtype=torch.long) if group is None else group
     cells = [tensor.numpy() for tensor in (x.contiguous(), group, out)]
     genes = mean.numpy(), inverse_scale.numpy()

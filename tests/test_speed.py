@@ -1,5 +1,6 @@
 """What was made fast gives what the plain way gives: values, gradients and draws."""
 
+import pickle
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from scvi.nn import FCLayers
 from torch import nn
 
 import cplmixvi as cpl
-from cplmixvi import _compiled
+from cplmixvi import _compiled, _memory
 from cplmixvi.augment import CountThinning
 from cplmixvi.module import Arm, CplMixVAE, likelihood_class
 from cplmixvi.module import _dense as dense
@@ -368,3 +369,45 @@ def test_an_optimiser_of_ones_own_is_taken(make_counts):
     own = {"optimizer": "Custom", "optimizer_creator": lambda parameters: torch.optim.SGD(parameters, lr=1e-4)}
     model.train(1, warm_start=False, plan_kwargs=own)
     assert isinstance(model.trainer.optimizers[0], torch.optim.SGD)
+
+
+@pytest.mark.parametrize("user", ["part", "array", "gradient"])
+def test_memory_in_use_is_not_handed_out_again(user):
+    memory, weight = _memory.KeptMemory(), torch.ones(3, requires_grad=True)
+    uses = {"part": lambda x: x[1:, :2], "array": lambda x: x.numpy(), "gradient": lambda x: (x * weight).sum()}
+    used = uses[user](memory.empty((4, 3)).fill_(1))
+    memory.empty((2, 3)).fill_(5)
+    if user == "gradient":
+        assert torch.equal(*torch.autograd.grad(used, weight), torch.full((3,), 4.0))
+    else:
+        assert (used == 1).all()
+    del used
+    # From now on both pieces are free: each goes to what is no larger, the smaller one first.
+    places = [memory.empty(shape).data_ptr() for shape in ((4, 3), (2, 3), (3, 4), (1, 3))]
+    assert places[0] == places[2] != places[1] == places[3]
+
+
+def test_kept_memory_does_not_go_to_other_processes():
+    memory = _memory.KeptMemory()
+    x = memory.empty((4, 3)).fill_(1)
+    pickle.loads(pickle.dumps(memory)).empty((4, 3)).fill_(5)
+    assert (x == 1).all()
+
+
+def test_training_in_kept_memory_gives_the_same_and_leaves_none(monkeypatch):
+    adata = cpl.datasets.simulate(100, 30, 3, seed=0)
+    cpl.CplMixVI.setup_anndata(adata)
+    monkeypatch.setattr(_compiled, "MIN_VALUES", 0)
+    trained, taken = [], []
+    empty = _memory.KeptMemory.empty
+    monkeypatch.setattr(_memory.KeptMemory, "empty", lambda *given: taken.append(1) or empty(*given))
+    for least in (0, 2**40):
+        monkeypatch.setattr(_memory, "MIN_BYTES", least)
+        taken.clear()
+        torch.manual_seed(0)
+        model = cpl.CplMixVI(adata, n_categories=3)
+        model.train(3, batch_size=40, warm_start=False)
+        assert bool(taken) == (least == 0)
+        assert not model.trainer.lightning_module._memory._arrays
+        trained.append(torch.cat([weight.view(-1) for weight in model.module.parameters()]))
+    assert torch.equal(*trained)

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binom
 
 from cplmixvi._compiled import in_parts, kernels
+from cplmixvi._memory import empty_like
 
 from ._base import Augmenter
 
@@ -116,7 +117,7 @@ def _by_loops(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As :func:`_looked_up`, from one number of torch's generator, whatever the number of threads."""
     seed = np.uint64(torch.randint(2**63 - 1, (1,)).item())
-    copy = torch.empty_like(count)
+    copy = empty_like(count)
 
     def part(some: slice) -> tuple[np.ndarray, np.ndarray]:
         own, found = count.numpy()[some], copy.numpy()[some]

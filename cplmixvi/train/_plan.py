@@ -15,6 +15,7 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from cplmixvi._constants import CELL_KEY, COPIES_KEY, GUIDE_KEY, KNOWN_KEY
+from cplmixvi._memory import KeptMemory
 from cplmixvi._processes import any_of, n_processes, process_index, same_everywhere, summed
 from cplmixvi.augment import AcrossLevels, Augmenter, Compose
 from cplmixvi.module import synced
@@ -104,6 +105,7 @@ class CplMixPlan(TrainingPlan):
         self._last_metrics: dict[str, torch.Tensor] = {}
         self._last_good = LastGood(self.module, module.n_input)
         self._skips_step = False
+        self._memory = KeptMemory()
 
     def get_optimizer_creator(self) -> Callable[..., torch.optim.Optimizer]:
         """Adam in one pass over the weights, where torch has it; see :class:`scvi.train.TrainingPlan`."""
@@ -235,6 +237,10 @@ class CplMixPlan(TrainingPlan):
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         """One step on fresh copies; returns the loss to Lightning's automatic optimisation, where that is on."""
+        with self._memory.used():
+            return self._step(batch)
+
+    def _step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if "kl_weight" in self.loss_kwargs:
             self.loss_kwargs["kl_weight"] = self.kl_weight
         batch = {**batch, COPIES_KEY: self.module.draw_copies(batch)}
@@ -327,6 +333,7 @@ class CplMixPlan(TrainingPlan):
     def _leave(self) -> None:
         self.module.guided = False
         self.module.augmenter.release()
+        self._memory = KeptMemory()
         if self._own_augmenter:
             self.module.augmenter = self._own_augmenter.pop()
 
