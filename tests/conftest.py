@@ -1,6 +1,7 @@
 """Fixtures for all tests: one thread, fixed seeds, no windows, and a small AnnData whose truth is known."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from _quick_start import quick_start
 
 torch.set_num_threads(1)
 scvi.settings.dl_num_workers = 0
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # What a script starts in the background ignores interrupts, and tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

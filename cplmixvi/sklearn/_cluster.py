@@ -14,8 +14,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cplmixvi import CplMixVI, pp
+from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
+from cplmixvi.model import CplMixVI
 from cplmixvi.module import Covariates, infer_jointly, mean_over_arms
 
 from ._isolation import quiet, seeded
