@@ -72,6 +72,7 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
     """Train on a file from where it is said and annotate; to be called in a process of its own."""
     import anndata
     import scvi
+    from _machine import cpu_name
     from lightning.pytorch.callbacks import Callback
     from sklearn.metrics import adjusted_rand_score
 
@@ -112,6 +113,7 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
         "peak_trained_mb": after_training,
         "peak_mb": peak(),
         "ari": round(adjusted_rand_score(adata.obs["type"], adata.obs["cplmixvi"]), 4),
+        "processor": cpu_name(),
     }
 
 
@@ -129,7 +131,8 @@ def render(path: Path) -> None:
     of_memory = [memory.get(tuple(row[:3])) for row in runs[keys].itertuples(index=False)]
     runs["share of in memory"] = (runs["cells_per_cpu_s"] / pd.Series(of_memory, dtype=float)).round(2)
     runs["peak_gb"] = (runs.pop("peak_mb") / 1024).round(2)
-    shown = [*keys, "cells_per_s", "cells_per_cpu_s", "share of in memory", "peak_gb", "start_s", "annotate_s", "ari"]
+    shown = [*keys, "cells_per_s", "cells_per_cpu_s", "share of in memory", "peak_gb", "start_s", "annotate_s"]
+    shown += ["ari", "processor"]
     table = runs[shown].rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False)
     path.with_suffix(".md").write_text(f"# Cells in memory and in a file\n\n{table}\n")
 

@@ -19,7 +19,6 @@ sys.path.append(sys.path.pop(0))
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import time
@@ -284,6 +283,7 @@ def measure(case: str, name: str) -> dict:
 
     import scvi
     import torch
+    from _machine import cpu_name
 
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -293,19 +293,6 @@ def measure(case: str, name: str) -> dict:
     row = {key: float(f"{value:.5g}") for key, value in MEASURES[case](name).items()}
     row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
     return {"case": case, "name": name, **row, "cpu": cpu_name(), "torch": torch.__version__}
-
-
-def cpu_name() -> str:
-    """Name of the processor, or what the system says of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    found = {key.strip(): value.strip() for key, value in fields.items()}
-    return (
-        f"{found.get('model name', platform.machine())} (family {found.get('cpu family')}, model {found.get('model')})"
-    )
 
 
 def readable(value: object) -> object:

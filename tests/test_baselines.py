@@ -177,7 +177,9 @@ class TestConvolutions:
         ("options", "message"),
         [
             ({"n_channels": 0}, "n_channels=0 must be a whole number of at least 1"),
-            ({"n_channels": 2, "image_shape": (2, 4)}, r"9 values are not the pixels of image_shape=\(2, 4\)"),
+            ({"n_channels": 2, "image_shape": 28}, "28 are not rows and columns of an image"),
+            ({"n_channels": 2, "image_shape": (4.5, 2)}, "are not rows and columns of an image"),
+            ({"n_channels": 2, "image_shape": (2, 4)}, r"9 values are not the pixels of an image of shape \(2, 4\)"),
             ({"n_channels": 2, "n_layers": 3}, "n_layers: a network of convolutions has no such setting"),
             ({"n_channels": 2, "n_batch": 2}, "a network of convolutions has no batches"),
             ({"image_shape": (3, 3)}, "give n_channels too"),

@@ -242,7 +242,7 @@ class TestAffine:
         ("augmenter", "n", "likelihood", "message"),
         [
             (augment.Affine(), 50, "bernoulli", "not the pixels of a square"),
-            (augment.Affine(shape=(4, 5)), 25, "bernoulli", r"not the pixels of shape=\(4, 5\)"),
+            (augment.Affine(shape=(4, 5)), 25, "bernoulli", r"not the pixels of an image of shape \(4, 5\)"),
             (augment.Affine(), 25, "nb", "needs counts"),
         ],
     )
@@ -317,7 +317,7 @@ def test_types_of_images_are_found_wherever_they_are(fitted_bars):
     # The second type at the fourth step of the second dimension.
     np.testing.assert_array_equal(picture[16:, 48:64].ravel(), result.expression[1, 1, 3])
     assert [text.get_text() for text in ax.get_yticklabels()] == list(result.categories)
-    with pytest.raises(ValueError, match="has 255 pixels and the images 256"):
+    with pytest.raises(ValueError, match="256 values are not the pixels of an image of shape"):
         cpl.pl.image_traversal(adata, shape=(15, 17))
     with pytest.raises(ValueError, match="path='7'"):
         cpl.pl.image_traversal(adata, path="7")

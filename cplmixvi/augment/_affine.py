@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
+from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
 
 from ._base import Augmenter
@@ -101,15 +102,7 @@ class Affine(Augmenter):
 
     def _shape_of(self, n_pixels: int) -> tuple[int, int]:
         """Rows and columns of images with so many pixels."""
-        side = math.isqrt(n_pixels)
-        rows, columns = self.shape or (side, side)
-        if rows * columns != n_pixels:
-            given = f"shape={tuple(self.shape)}" if self.shape else "a square"
-            raise ValueError(
-                f"{n_pixels} values are not the pixels of {given}; use augment=cplmixvi.augment.Affine(shape=(rows, "
-                "columns)) with all pixels of the image, row by row."
-            )
-        return rows, columns
+        return pp.image_sides(n_pixels, self.shape, given_as="augment=cplmixvi.augment.Affine(shape={})")
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw a moved copy of every image ``(n_images, n_pixels)``."""

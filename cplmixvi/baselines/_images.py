@@ -11,35 +11,6 @@ from torch import nn
 from cplmixvi import pp
 
 
-def sides_of(n_pixels: int, image_shape: tuple[int, int] | None, multiple: int = 1) -> tuple[int, int]:
-    """Rows and columns of images.
-
-    Parameters
-    ----------
-    n_pixels
-        Number of pixels.
-    image_shape
-        Rows and columns; a square if `None`.
-    multiple
-        Number that both must be multiples of.
-
-    Raises
-    ------
-    ValueError
-        If the pixels are not those of such an image.
-    """
-    rows, columns = (math.isqrt(n_pixels),) * 2 if image_shape is None else image_shape
-    if rows * columns != n_pixels or rows % multiple or columns % multiple:
-        given = "a square image" if image_shape is None else f"image_shape={tuple(image_shape)}"
-        sides = f" with sides that are multiples of {multiple}" if multiple > 1 else ""
-        margin = ", with a margin if need be" if multiple > 1 else ""
-        raise ValueError(
-            f"{n_pixels} values are not the pixels of {given}{sides}; pass image_shape=(rows, columns) and all pixels "
-            f"of the image, row by row{margin}."
-        )
-    return rows, columns
-
-
 def refuse_what_images_lack(name: str, options: dict, settings: Collection[str] = ()) -> None:
     """Convolutions read pixels only.
 
@@ -147,7 +118,7 @@ def with_convolutions(arm: nn.Module, n_pixels: int, image_shape: tuple[int, int
     arm
         The :class:`~cplmixvi.module.Arm`.
     n_pixels, image_shape
-        See :func:`sides_of`.
+        See :func:`~cplmixvi.pp.image_sides`.
     n_channels
         Of :class:`ImageEncoder`.
 
@@ -158,7 +129,7 @@ def with_convolutions(arm: nn.Module, n_pixels: int, image_shape: tuple[int, int
     """
     if not pp.is_whole(n_channels) or n_channels < 1:
         raise ValueError(f"n_channels={n_channels!r} must be a whole number of at least 1.")
-    rows, columns = sides_of(n_pixels, image_shape)
+    rows, columns = pp.image_sides(n_pixels, image_shape)
     n_hidden = arm.category_head.in_features
     arm.encoder = ImageEncoder(rows, columns, n_channels, n_hidden)
     n_latent = arm.n_categories + arm.state_mean.out_features

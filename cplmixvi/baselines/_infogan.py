@@ -16,7 +16,7 @@ from cplmixvi import pp
 from cplmixvi.augment import Augment
 from cplmixvi.module import Arm, Covariates
 
-from ._images import refuse_what_images_lack, sides_of
+from ._images import refuse_what_images_lack
 from ._model import SingleArmModel, doc_of
 from ._module import SingleArmModule
 from ._plan import AdversarialPlan
@@ -66,7 +66,7 @@ class ImageArm(Arm):
         n_noise
             Inputs of the generator beside the codes.
         """
-        rows, columns = sides_of(n_pixels, image_shape, multiple=4)
+        rows, columns = pp.image_sides(n_pixels, image_shape, multiple=4)
         n_hidden = self.category_head.in_features
         few, many, width = n_channels, 2 * n_channels, _WIDTH_PER_CHANNEL * n_channels
         small = (many, rows // 4, columns // 4)

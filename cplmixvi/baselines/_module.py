@@ -39,7 +39,7 @@ class SingleArmModule(CplMixVAE):
         **options,
     ):
         if n_channels is None and image_shape is not None:
-            raise ValueError(f"image_shape={tuple(image_shape)} is for convolutions: give n_channels too.")
+            raise ValueError(f"image_shape={image_shape} is for convolutions: give n_channels too.")
         if n_channels is not None:
             if options.get("likelihood") != "bernoulli":
                 raise ValueError(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 from sklearn.neighbors import NearestNeighbors
+
+from cplmixvi.module import infer_jointly
 
 from ._mixin import Mixin
 
@@ -101,12 +102,12 @@ class NoveltyMixin(Mixin):
         parts: list[list[torch.Tensor]] = [[] for _ in self.module.arms]
         category = []
         for tensors in self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size):
-            batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long().to(self.module.device)
-            values = self.module.encoder_input(tensors[REGISTRY_KEYS.X_KEY].to(self.module.device).float())
+            values, covariates = self._encoder_input(tensors)
+            batch = covariates.categorical[0].view(-1).long()
             for arm, kept in zip(self.module.arms, parts, strict=True):
                 # Axes that the arm does not use are zero.
                 kept.append(arm.path.coordinates(values, batch)[:, arm.path.axes.any(0)].cpu())
-            category.append(self._infer_jointly(tensors).log_qc.exp().mean(0).argmax(-1).cpu())
+            category.append(infer_jointly(self.module, values, covariates).log_qc.exp().mean(0).argmax(-1).cpu())
         return [torch.cat(part).double().numpy() for part in parts], torch.cat(category).numpy()
 
 

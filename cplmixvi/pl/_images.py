@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cplmixvi import pp
 from cplmixvi.pl._common import check_choice, new_or_given, shorten, style
 from cplmixvi.pl._traversal import read_traversal
 
@@ -64,7 +64,8 @@ def image_traversal(
     check_choice(path, paths, argument="path")
     images = result.expression[[there.index(name) for name in chosen], paths.index(path)]
     n_types, n_steps, n_pixels = images.shape
-    rows, columns = _shape(adata, shape, n_pixels)
+    shape = adata.uns.get("image_shape") if shape is None else shape
+    rows, columns = pp.image_sides(n_pixels, shape, given_as="shape={}")
     picture = images.reshape(n_types, n_steps, rows, columns).transpose(0, 2, 1, 3).reshape(n_types * rows, -1)
     with style():
         ax = new_or_given(ax, (n_steps * _IMAGE_INCHES + 0.8, n_types * _IMAGE_INCHES * rows / columns + 0.5))
@@ -75,14 +76,3 @@ def image_traversal(
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     return ax
-
-
-def _shape(adata: AnnData, shape: tuple[int, int] | None, n_pixels: int) -> tuple[int, int]:
-    """Rows and columns of an image."""
-    if shape is None:
-        side = math.isqrt(n_pixels)
-        shape = tuple(np.asarray(adata.uns.get("image_shape", (side, side))).tolist())
-    rows, columns = (int(side) for side in shape)
-    if rows * columns != n_pixels:
-        raise ValueError(f"shape={(rows, columns)} has {rows * columns} pixels and the images {n_pixels}; give theirs.")
-    return rows, columns

@@ -11,6 +11,7 @@ from cplmixvi.pp._checks import (
 )
 from cplmixvi.pp._genes import select_genes
 from cplmixvi.pp._hash import input_hash
+from cplmixvi.pp._images import image_sides
 from cplmixvi.pp._values import as_csr, library_size, log_normalize, to_csr
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_setup",
     "check_structure",
     "check_values",
+    "image_sides",
     "input_hash",
     "is_whole",
     "library_size",

@@ -12,7 +12,7 @@ from ._views import Opinion, Projection, View, ViewConsensus
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def guide_state(guide: ViewConsensus) -> dict[str, list]:
+def guide_state(guide: ViewConsensus) -> dict[str, object]:
     """Everything that a guide is made of.
 
     Returns
@@ -20,13 +20,13 @@ def guide_state(guide: ViewConsensus) -> dict[str, list]:
     dict
         Of lists, dicts, numbers and tensors.
     """
-    return {"opinions": [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)]}
+    return {"opinions": [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)], "start": guide.start}
 
 
-def guide_of(state: dict[str, list]) -> ViewConsensus:
+def guide_of(state: dict) -> ViewConsensus:
     """Make the guide that :func:`guide_state` was given, on the CPU and in evaluation mode."""
     answer, *committee = (_opinion_of(opinion) for opinion in state["opinions"])
-    return ViewConsensus(answer, committee).eval()
+    return ViewConsensus(answer, committee, state["start"]).eval()
 
 
 def _opinion_state(opinion: Opinion) -> dict[str, object]:
