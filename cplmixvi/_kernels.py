@@ -84,6 +84,22 @@ def _log1p(y):
 
 
 @_inlined
+def _in_order(bits):
+    # Numbers by their bits have the order of integers, but for the negative ones, which have that of their size.
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@_inlined
+def _largest(x):
+    # As integers, because LLVM cannot find the largest of several numbers at once if one may be nan (which is largest).
+    bits = x.view(np.int32)
+    found = _in_order(bits[0])
+    for g in range(len(bits)):
+        found = max(found, _in_order(bits[g]))
+    return np.int32(_in_order(found)).view(np.float32)
+
+
+@_inlined
 def _log_gamma_polynomial(t):
     p = _LOG_GAMMA[0]
     for degree in range(1, 7):
@@ -117,9 +133,7 @@ def _score(logits, x, library, weights, theta, score, to_genes):
         to_theta[g], to_bias[g] = _ZERO, _ZERO
     for i in range(n_cells):
         counts, share, weight = x[i], logits[i], weights[i]
-        largest = share[0]
-        for g in range(n_genes):
-            largest = max(largest, share[g])
+        largest = _largest(share)
         linear, gamma, total, molecules, sum_u = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
         for g in range(n_genes):
             logit = share[g] - largest
@@ -131,10 +145,11 @@ def _score(logits, x, library, weights, theta, score, to_genes):
         # Few arrays per loop: with more, LLVM gives up to prove that they do not overlap, and does not vectorise.
         for g in range(n_genes):
             mu = share[g] * depth
-            ratio = mu * inverse[g]
-            log_r[g] = _log1p(ratio)
-            u[g] = (counts[g] - mu) / (_ONE + ratio)
+            log_r[g] = mu * inverse[g]
+            u[g] = (counts[g] - mu) / (_ONE + log_r[g])
             sum_u += u[g]
+        for g in range(n_genes):
+            log_r[g] = _log1p(log_r[g])
         for g in range(n_genes):
             gamma -= (counts[g] + theta[g]) * log_r[g]
             to_theta[g] -= weight * (log_r[g] + u[g] * inverse[g])
