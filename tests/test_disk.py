@@ -143,14 +143,70 @@ class Pieces(lightning.pytorch.LightningDataModule):
         return torch.utils.data.DataLoader([*self.minibatches()], batch_size=None)
 
 
-def test_a_model_trains_on_a_data_module_and_labels_cells_of_its_genes(make_counts):
-    adata = make_counts(n_obs=320)
+def few_cells(adata):
+    """A model's registry, from some cells that have every batch."""
     few = adata[:40].copy()
     few.obs["batch"] = few.obs["batch"].cat.set_categories(adata.obs["batch"].cat.categories)
     cpl.CplMixVI.setup_anndata(few, batch_key="batch")
-    registry = cpl.CplMixVI(few, n_categories=3).registry
-    model = cpl.CplMixVI(registry=registry, n_categories=3, n_hidden=16, target_library=1_200.0)
+    return cpl.CplMixVI(few, n_categories=3).registry
+
+
+def test_a_model_trains_on_a_data_module_and_labels_cells_of_its_genes(make_counts):
+    adata = make_counts(n_obs=320)
+    model = cpl.CplMixVI(registry=few_cells(adata), n_categories=3, n_hidden=16, target_library=1_200.0)
     model.train(datamodule=Pieces(adata), max_epochs=20, enable_progress_bar=False)
     assert cpl.metrics.accuracy(adata.obs["type"], model.predict(adata)) > 0.95
     cpl.tl.annotate(adata, model)
     assert adata.uns["cplmixvi"]["n_categories"] == 3
+
+
+class RawPieces(Pieces):
+    """The same, but a hook makes tensors of what is read, and adds sizes that nobody registered, as of annbatch."""
+
+    def train_dataloader(self):
+        x = REGISTRY_KEYS.X_KEY
+        read = [{"sparse": sp.csr_matrix(batch.pop(x)), **batch} for batch in self.minibatches()]
+        return torch.utils.data.DataLoader(read, batch_size=None, collate_fn=lambda batch: batch)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        x = torch.from_numpy(batch["sparse"].toarray())
+        library = x.sum(1, keepdim=True)
+        given = {REGISTRY_KEYS.X_KEY: x, REGISTRY_KEYS.SIZE_FACTOR_KEY: library / library.mean()}
+        return {**given, **{key: value for key, value in batch.items() if key != "sparse"}}
+
+
+def test_what_hooks_of_a_data_module_do_is_done_before_the_training_too(make_counts):
+    adata = make_counts(n_obs=200)
+    histories = []
+    for pieces in (Pieces, RawPieces):
+        scvi.settings.seed = 0
+        model = cpl.CplMixVI(registry=few_cells(adata), n_categories=3, n_hidden=16, target_library=1_200.0)
+        model.train(datamodule=pieces(adata), max_epochs=3, enable_progress_bar=False)
+        histories.append(model.history["elbo_train"].to_numpy())
+    np.testing.assert_array_equal(*histories)
+    with pytest.raises(ValueError, match="no cells of its own"):
+        model.report()
+
+
+def test_labels_of_a_registry_must_end_with_those_that_are_none(make_counts):
+    registry = few_cells(make_counts(n_obs=100))
+    labels = registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+    labels["categorical_mapping"] = np.array(["T", "unknown", "z"], dtype=object)
+    with pytest.raises(ValueError, match="'unknown', the cells without a label, must be the last"):
+        cpl.CplMixVI(registry=registry, n_categories=3, target_library=1_200.0)
+
+
+def test_a_collection_of_files_is_trained_on_by_annbatch(make_counts, tmp_path):
+    pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+    adata = make_counts(n_obs=512)
+    adata[:256].copy().write_h5ad(tmp_path / "a.h5ad")
+    adata[256:].copy().write_h5ad(tmp_path / "b.h5ad")
+    files = [str(tmp_path / name) for name in ("a.h5ad", "b.h5ad")]
+    options = {"batch_size": 64, "chunk_size": 32, "preload_nchunks": 8, "preload_to_gpu": False}
+    datamodule = cpl.CplMixVI.setup_annbatch(str(tmp_path / "all.zarr"), files, batch_key="batch", **options)
+    model = cpl.CplMixVI(registry=datamodule.registry, n_categories=3, n_hidden=16, target_library=1_200.0)
+    model.train(datamodule=datamodule, max_epochs=20, enable_progress_bar=False)
+    assert cpl.metrics.accuracy(adata.obs["type"], model.predict(adata)) > 0.95
+    model.save(tmp_path / "model")
+    again = cpl.CplMixVI.load(tmp_path / "model", adata=adata)
+    np.testing.assert_array_equal(again.predict(), model.predict(adata))

@@ -86,7 +86,7 @@ def state(model):
         "attributes": {name: value for name, value in vars(model).items() if name.endswith("_") and name != "history_"},
         "history": {name: frame.copy() for name, frame in (model.history or {}).items()},
         "obs": adata.obs.copy(),
-        "keys": [sorted(part) for part in (adata.uns, adata.obsm, adata.layers, adata.var)],
+        "keys": [sorted(part) for part in (adata.uns, adata.obsm, cpl.pp.layer_names(adata), adata.var)],
         "predicted": model.predict(soft=True) if model.is_trained_ else None,
     }
 

@@ -106,7 +106,7 @@ class TestRankGenes:
         assert read.uns["rank_genes_cplmixvi"]["names"]["0"][0] == "gene0"
 
     def test_a_category_of_one_cell_is_left_out_with_a_warning(self, planted):
-        labels = planted.obs["cplmixvi"].astype(object).to_numpy()
+        labels = planted.obs["cplmixvi"].astype(object).to_numpy().copy()
         labels[0] = "4"
         as_result(planted, labels)
         with pytest.warns(UserWarning, match="Categories 4 of 'cplmixvi'"):

@@ -254,11 +254,11 @@ def _check_names(adata: AnnData, options: Options) -> None:
     """Refuse, in terms of the command line, a layer or a column that is not there, and genes without names."""
     if options.layer is not None and options.layer not in adata.layers:
         raise InputError(
-            f"--layer {options.layer!r} is not in IN; layers there: {', '.join(adata.layers) or 'none'}; name one of "
+            f"--layer {options.layer!r} is not in IN; layers there: {_files.layers_in(adata)}; name one of "
             "these, or leave the option out to use X."
         )
     if options.layer is None and adata.X is None:
-        raise InputError(f"IN has no X; layers there: {', '.join(adata.layers) or 'none'}; name one with --layer.")
+        raise InputError(f"IN has no X; layers there: {_files.layers_in(adata)}; name one with --layer.")
     for option, column in (("--batch-key", options.batch_key), ("--labels-key", options.labels_key)):
         if column is not None and column not in adata.obs:
             raise InputError(

@@ -101,15 +101,23 @@ def read(path: Path) -> AnnData:
     """
     import anndata as ad
 
-    from cplmixvi.pp import check_structure
+    from cplmixvi import pp
 
     if path.suffix == ".zarr" and not _is_zarr(path):
         raise InputError(f"IN {str(path)!r} is not a zarr store; an AnnData written by write_zarr is needed.")
     with readable(path):
         adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
-        for name, matrix in (("X", adata.X), *adata.layers.items()):
-            check_structure(matrix, name)
+        pp.check_structure(adata.X, "X")
+        for name in pp.layer_names(adata):
+            pp.check_structure(adata.layers[name], name)
         return adata
+
+
+def layers_in(adata: AnnData) -> str:
+    """Names of the layers that can be chosen, for a message."""
+    from cplmixvi.pp import layer_names
+
+    return ", ".join(layer_names(adata)) or "none"
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _read(options: Options) -> tuple[AnnData, CplMixVI, str | None]:
     layer = model.registry_["setup_args"].get("layer")
     if layer is not None and layer not in adata.layers:
         raise InputError(
-            f"The model reads layer {layer!r}, which is not in IN; layers there: {', '.join(adata.layers) or 'none'}."
+            f"The model reads layer {layer!r}, which is not in IN; layers there: {_files.layers_in(adata)}."
         )
     if not adata.var_names.is_unique:
         raise InputError("gene names of IN are not unique; call adata.var_names_make_unique() and write IN again.")

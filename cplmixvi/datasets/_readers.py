@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,7 +84,9 @@ def read_kang2018(raw: Path_, genes: Path_, cells: Path_) -> AnnData:
         _need([file for file, _ in _KANG_SAMPLES], archive.getnames(), raw)
         blocks = []
         for file, _ in _KANG_SAMPLES:
-            with archive.extractfile(file) as packed, gzip.open(packed) as text:
+            with archive.extractfile(file) as packed, gzip.open(packed) as text, warnings.catch_warnings():
+                # Whether this is an array or a matrix is about to change: it becomes a matrix either way.
+                warnings.simplefilter("ignore", DeprecationWarning)
                 blocks.append(sparse.csr_matrix(mmread(text).T, dtype=np.float32))
 
     # The table has no key that the matrices share (barcodes repeat between samples): position is the key, and the

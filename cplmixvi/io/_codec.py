@@ -88,7 +88,7 @@ def _encode_labelled(value: object, where: str, arrays: dict[str, np.ndarray]) -
     if isinstance(value, pd.Index) and not isinstance(value, pd.MultiIndex):
         name = encode(value.name, f"{where}/name", arrays)
         return {TAG: "index", "values": encode(value.to_numpy(), f"{where}/values", arrays), "name": name}
-    if isinstance(value, pd.DataFrame) and all(isinstance(dtype, np.dtype) for dtype in value.dtypes):
+    if isinstance(value, pd.DataFrame) and all(map(_is_plain, value.dtypes)):
         columns = [encode(value.iloc[:, i].to_numpy(), f"{where}/{i}", arrays) for i in range(value.shape[1])]
         index, names = (encode(axis, f"{where}/axis{i}", arrays) for i, axis in enumerate(value.axes))
         return {TAG: "frame", "index": index, "names": names, "columns": columns}
@@ -96,6 +96,11 @@ def _encode_labelled(value: object, where: str, arrays: dict[str, np.ndarray]) -
         f"{where.replace('/', '.')} is of type {type(value).__module__}.{type(value).__qualname__}, which a model file "
         "cannot hold; use numbers, strings, lists, tuples, dicts or arrays."
     )
+
+
+def _is_plain(dtype: object) -> bool:
+    """Whether a column is an array of NumPy, or of strings with nan for what is missing (the default from pandas 3)."""
+    return isinstance(dtype, np.dtype) or (isinstance(dtype, pd.StringDtype) and dtype.na_value is np.nan)
 
 
 def _encode_scalar(value: np.generic, where: str) -> object:

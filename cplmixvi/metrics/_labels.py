@@ -68,7 +68,8 @@ def reference_mask(y_true, ignore: Sequence = ()) -> np.ndarray:
         When none has.
     """
     values = pd.Series(y_true).reset_index(drop=True)
-    mask = (values.notna() & ~values.isin(list(ignore))).to_numpy()
+    # A copy, because torch takes no mask that pandas has made read-only.
+    mask = (values.notna() & ~values.isin(list(ignore))).to_numpy(copy=True)
     if not mask.any():
         raise ValueError(
             f"{len(mask)} cells given, none has a reference label; at least one is needed: check y_true and ignore"

@@ -23,7 +23,7 @@ from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
 from cplmixvi.augment import Augment, learned_parts, resolve
 from cplmixvi.module import CplMixVAE
-from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter
+from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter, Minibatches
 
 from ._augmenter import AugmenterMixin
 from ._calibration import CalibrationMixin
@@ -163,6 +163,7 @@ class CplMixVI(
             n_cats_per_cov=tuple(categorical.get("n_cats_per_key", ())),
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
             n_labels=self.n_labels,
+            use_size_factor_key=self.registry_["setup_args"].get("size_factor_key") is not None,
             likelihood=likelihood,
             augmenter=augmenter,
             **module_kwargs,
@@ -363,7 +364,7 @@ class CplMixVI(
             self._learn_calibration(self.trainer.lightning_module.half_fits)
         if self.n_reference_batches_ is None:
             datamodule = settings.get("datamodule")
-            self.align_arms(None if datamodule is None else datamodule.train_dataloader())
+            self.align_arms(None if datamodule is None else Minibatches(datamodule, datamodule.train_dataloader()))
             self._learn_novelty()
 
     def _find_what_training_needs(self, settings: dict) -> None:
@@ -379,6 +380,8 @@ class CplMixVI(
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Refuse values that the model cannot read and put genes into the model's order before registering."""
+        if adata is None and self.adata is None:
+            raise ValueError("The model has no cells of its own, as it was trained on a data module: give adata.")
         if adata is None or adata is self.adata:
             return super()._validate_anndata(adata, copy_if_view=copy_if_view)
         aligned = align_genes(adata, self.get_var_names())

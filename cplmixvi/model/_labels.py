@@ -90,10 +90,23 @@ def as_name(value: object) -> str:
 
 
 def registered_labels(state_registry: Mapping) -> list[str]:
-    """Names of the labels that :class:`LabelsField` registered; none in models older than that."""
+    """Names of the labels that :class:`LabelsField` registered; none in models older than that.
+
+    Raises
+    ------
+    ValueError
+        If the registry is another's, and cells without a label do not come last in it.
+    """
     if LabelsField.UNLABELED_CATEGORY not in state_registry:
         return []
-    return [str(name) for name in state_registry[LabelsField.CATEGORICAL_MAPPING_KEY][:-1]]
+    *labels, last = (str(name) for name in state_registry[LabelsField.CATEGORICAL_MAPPING_KEY])
+    unlabeled = str(state_registry[LabelsField.UNLABELED_CATEGORY])
+    if labels and last != unlabeled:
+        raise ValueError(
+            f"{unlabeled!r}, the cells without a label, must be the last of the labels and is not among "
+            f"{[*labels, last]} so: leave labels_key out of the data module."
+        )
+    return labels
 
 
 def category_names(n_categories: int, labels: Sequence[str] = ()) -> np.ndarray:

@@ -65,6 +65,9 @@ class CplMixVAE(BaseModuleClass):
         of a cell beyond the categories' frequencies; the guide's weight is found by dual ascent. `None` keeps it at 10.
     n_labels
         The first so many categories are those of labels, which guide the training (where the minibatch has them).
+    use_size_factor_key
+        Whether a size factor in minibatches takes the place of the library. Some data modules give one that nobody has
+        registered, relative to the minibatch.
 
     Notes
     -----
@@ -104,10 +107,12 @@ class CplMixVAE(BaseModuleClass):
         variance_momentum: float = 0.1,
         guide_epsilon: float | None = 0.03,
         n_labels: int = 0,
+        use_size_factor_key: bool = True,
     ):
         super().__init__()
         self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
         self.n_labels, self.n_batch = n_labels, n_batch
+        self.use_size_factor_key = use_size_factor_key
         #: Set where only the weights of batches after the first so many may learn.
         self.n_known_batches: int | None = None
         self.on_counts = likelihood in COUNT_LIKELIHOODS
@@ -196,7 +201,7 @@ class CplMixVAE(BaseModuleClass):
         """Library size of what each arm saw; a registered size factor is scaled by the share that was kept."""
         totals = [view.sum(-1, keepdim=True) for view in views]
         size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
-        if size_factor is not None:
+        if size_factor is not None and self.use_size_factor_key:
             whole = tensors[REGISTRY_KEYS.X_KEY].sum(-1, keepdim=True).clamp_min(1.0)
             return [size_factor * (total / whole).clamp_min(1e-6) for total in totals]
         # A copy may have lost every molecule; a rate of zero has no likelihood.

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 CHUNK_ENTRIES = 2**22
 
 
+def layer_names(adata: AnnData) -> list[str]:
+    """Names of the layers in order, without ``X``, which newer versions of anndata have among them as `None`.
+
+    Examples
+    --------
+    >>> layer_names(adata)
+    []
+    """
+    return sorted(name for name in adata.layers if name is not None)
+
+
 def get_matrix(adata: AnnData, layer: str | None):
     """``X`` or a layer, untouched: dense, sparse or a backed dataset of shape ``(n_obs, n_vars)``.
 
@@ -25,11 +36,11 @@ def get_matrix(adata: AnnData, layer: str | None):
     """
     if layer is None:
         if adata.X is None:
-            raise ValueError(f"adata.X is None; layers are {sorted(adata.layers)}: name one of them, or set adata.X")
+            raise ValueError(f"adata.X is None; layers are {layer_names(adata)}: name one of them, or set adata.X")
         return adata.X
     if layer not in adata.layers:
         raise ValueError(
-            f"layer {layer!r} given, adata has {sorted(adata.layers) or 'none'}: name one of them, or None for adata.X"
+            f"layer {layer!r} given, adata has {layer_names(adata) or 'none'}: name one of them, or None for adata.X"
         )
     return adata.layers[layer]
 

@@ -146,7 +146,8 @@ def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
     earlier = adata.uns.get(keys.uns)
     if is_ours(earlier):
         adata.uns.pop(keys.ranking, None)
-        adata.obs.drop(columns=keys.condition, errors="ignore", inplace=True)
+        if keys.condition in adata.obs:
+            del adata.obs[keys.condition]
         if "stability_by_category" in earlier and keys.stability in adata.obs:
             del adata.obs[keys.stability]
 

@@ -3,7 +3,7 @@
 from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval
 from ._guide import half_encoder
-from ._loader import CellLoader
+from ._loader import CellLoader, Minibatches
 from ._plan import CplMixPlan
 from ._repeat import HalfFits
 from ._schedules import default_batch_size, default_max_epochs
@@ -19,6 +19,7 @@ __all__ = [
     "CplMixPlan",
     "CplMixSplitter",
     "HalfFits",
+    "Minibatches",
     "Selection",
     "default_batch_size",
     "default_max_epochs",

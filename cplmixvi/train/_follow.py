@@ -10,7 +10,7 @@ from scvi import REGISTRY_KEYS
 from cplmixvi.module import Arm, CategoryMoments, Covariates, CplMixVAE
 
 from ._answers import GuideAnswers
-from ._guide import dense_values, known_categories
+from ._guide import known_categories, values_of
 from ._labels import labelled
 from ._views import CLIP
 
@@ -60,7 +60,7 @@ def follow_guide(
         said.append(labelled(answers(tensors), known_categories(module, tensors)))
         for arm, copies, kept in zip(module.arms, module.draw_copies(tensors), coordinates, strict=True):
             kept.append(arm.path.coordinates(module.encoder_input(copies), batch))
-        moments.add(dense_values(module, tensors), said[-1])
+        moments.add(values_of(module, tensors), said[-1])
         covariates.append(Covariates.of(tensors))
         n_cells += len(batch)
     answer, covariates = torch.cat(said), Covariates.joined(covariates)

@@ -33,16 +33,14 @@ def guide_input(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tuple[to
     torch.Tensor
         Codes of the batches, ``(n_cells,)``.
     """
-    x = dense_values(module, tensors)
+    x = values_of(module, tensors)
     values = module.encoder_input(module.augmenter.neutral(x, tensors)).mean(0)
     return values, tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long()
 
 
-def dense_values(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def values_of(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Values of a minibatch's cells, ``(n_cells, n_genes)``, on the module's device."""
-    x = tensors[REGISTRY_KEYS.X_KEY].to(module.device)
-    # What comes straight from the loader has not passed the data module, which makes sparse minibatches dense.
-    return (x if x.layout is torch.strided else x.to_dense()).float()
+    return tensors[REGISTRY_KEYS.X_KEY].to(module.device).float()
 
 
 def fit_guide(
@@ -137,7 +135,7 @@ def _read(
             rows = rare(labels.cpu(), seen).to(labels.device)
         log_values, batch = guide_input(module, tensors)
         if n_cells < n_raw:
-            raw.append(dense_values(module, tensors)[rows].cpu())
+            raw.append(values_of(module, tensors)[rows].cpu())
         values.append(log_values[rows].cpu())
         codes.append(batch[rows].cpu())
         n_cells += len(values[-1])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnTorchDataset
@@ -25,6 +26,29 @@ BUFFER_ENTRIES = 2**25
 def is_on_disk(manager: AnnDataManager) -> bool:
     """Whether the values are read from a file."""
     return bool(manager.adata.isbacked)
+
+
+class Minibatches:
+    """Minibatches of a data module as a training sees them.
+
+    What a loader reads becomes them in hooks of the data module, which Lightning calls in a training only: they make
+    sparse values dense, or tensors of what is none.
+
+    Parameters
+    ----------
+    datamodule
+        The data module.
+    loader
+        One of its loaders.
+    """
+
+    def __init__(self, datamodule: LightningDataModule, loader: Iterable[dict]):
+        self.datamodule, self.loader = datamodule, loader
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.loader:
+            batch = self.datamodule.on_before_batch_transfer(batch, dataloader_idx=0)
+            yield self.datamodule.on_after_batch_transfer(batch, dataloader_idx=0)
 
 
 class FileCells(Dataset):

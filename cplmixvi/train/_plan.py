@@ -27,7 +27,7 @@ from ._follow import follow_guide
 from ._guide import MAX_CELLS, fit_guide, guide_input, known_categories
 from ._guide_state import guide_of, guide_state
 from ._labels import labelled
-from ._loader import is_on_disk
+from ._loader import Minibatches, is_on_disk
 from ._repeat import HalfFits, fit_halves
 from ._rollback import LastGood
 
@@ -200,8 +200,8 @@ class CplMixPlan(TrainingPlan):
         """Minibatches of at least so many training cells in random order, of whatever process."""
         datamodule = self.trainer.datamodule
         if hasattr(datamodule, "start_dataloader"):
-            return datamodule.start_dataloader(n_cells, self.module.n_labels)
-        return datamodule.train_dataloader()
+            return Minibatches(datamodule, datamodule.start_dataloader(n_cells, self.module.n_labels))
+        return Minibatches(datamodule, datamodule.train_dataloader())
 
     def _looks_for_condition(self) -> bool:
         """Whether copies could be of both levels of a condition, and the user has not named one."""

@@ -18,7 +18,7 @@ from scvi import REGISTRY_KEYS
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
-from ._guide import dense_values, half_encoder, known_categories
+from ._guide import half_encoder, known_categories, values_of
 from ._halves import matched_table, views_of_halves
 from ._views import usual_dimensions
 
@@ -129,7 +129,7 @@ def _read(
     for tensors in batches:
         if CELL_KEY not in tensors:
             return None
-        x = dense_values(module, tensors)
+        x = values_of(module, tensors)
         rows.append(tensors[CELL_KEY].view(-1).cpu())
         values.append(module.augmenter.neutral(x, tensors).movedim(0, 1).cpu())
         codes.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long().cpu())
