@@ -21,8 +21,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 QUIET = {"enable_progress_bar": False, "logger": False}
 #: Observations that are trained on (None: all) and epochs (None: as many as give about 2,500 steps), by setting. The
-#: full ones are for a machine with a GPU; in the long one JointVAE has the 30,000 steps that its capacities take to grow, a
-#: third of an hour on a core.
+#: full ones are for a machine with a GPU; in the long one JointVAE has the 30,000 steps that its capacities take to
+#: grow, a third of an hour on a core.
 SETTINGS = {
     "short": {
         "mnist": (10_000, 40),
