@@ -188,6 +188,23 @@ def test_what_hooks_of_a_data_module_do_is_done_before_the_training_too(make_cou
         model.report()
 
 
+def test_cells_without_a_batch_are_labelled_whatever_a_data_module_calls_theirs(make_counts):
+    adata = make_counts(n_obs=100)
+    cpl.CplMixVI.setup_anndata(adata)
+    registry = cpl.CplMixVI(adata, n_categories=3).registry
+    registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"] |= {
+        "categorical_mapping": np.array(["batch_0"]),
+        "original_key": "batch",
+    }
+    model = cpl.CplMixVI(registry=registry, n_categories=3, n_hidden=16, target_library=1_200.0)
+    pieces = Pieces(adata)
+    pieces.cells = adata.copy()
+    pieces.cells.obs["batch"] = pieces.cells.obs["batch"].cat.set_categories(["0"])
+    pieces.cells.obs["batch"] = pieces.cells.obs["batch"].fillna("0")
+    model.train(datamodule=pieces, max_epochs=1, warm_start=False, enable_progress_bar=False)
+    assert len(model.predict(make_counts(n_obs=30))) == 30
+
+
 def test_labels_of_a_registry_must_end_with_those_that_are_none(make_counts):
     registry = few_cells(make_counts(n_obs=100))
     labels = registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
@@ -196,14 +213,15 @@ def test_labels_of_a_registry_must_end_with_those_that_are_none(make_counts):
         cpl.CplMixVI(registry=registry, n_categories=3, target_library=1_200.0)
 
 
-def test_a_collection_of_files_is_trained_on_by_annbatch(make_counts, tmp_path):
+@pytest.mark.parametrize("batch_key", [None, "batch"])
+def test_a_collection_of_files_is_trained_on_by_annbatch(make_counts, tmp_path, batch_key):
     pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
     adata = make_counts(n_obs=512)
     adata[:256].copy().write_h5ad(tmp_path / "a.h5ad")
     adata[256:].copy().write_h5ad(tmp_path / "b.h5ad")
     files = [str(tmp_path / name) for name in ("a.h5ad", "b.h5ad")]
     options = {"batch_size": 64, "chunk_size": 32, "preload_nchunks": 8, "preload_to_gpu": False}
-    datamodule = cpl.CplMixVI.setup_annbatch(str(tmp_path / "all.zarr"), files, batch_key="batch", **options)
+    datamodule = cpl.CplMixVI.setup_annbatch(str(tmp_path / "all.zarr"), files, batch_key=batch_key, **options)
     model = cpl.CplMixVI(registry=datamodule.registry, n_categories=3, n_hidden=16, target_library=1_200.0)
     model.train(datamodule=datamodule, max_epochs=20, enable_progress_bar=False)
     assert cpl.metrics.accuracy(adata.obs["type"], model.predict(adata)) > 0.95

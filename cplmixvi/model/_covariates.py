@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -41,6 +44,18 @@ def check_known(adata: AnnData, registry: dict, *, new_batches: bool = False) ->
                 f"obs[{key!r}] of the new cells has {_named(new)}, and the model knows {_named(values)}: call them by "
                 f"the one that is most like them{learn if key == batch_key else ', or train on cells of all.'}"
             )
+
+
+def as_of_anndata(registry: dict) -> dict:
+    """Registry of a data module in which the batch of cells without one is called what AnnData's is, a copy.
+
+    Data modules have a name of their own for it, with which no AnnData could be labelled.
+    """
+    registry = deepcopy(registry)
+    if registry["setup_args"].get("batch_key") is None:
+        batch = registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]
+        batch["state_registry"] |= {"categorical_mapping": np.array([0]), "original_key": "_scvi_batch"}
+    return registry
 
 
 def known_batches(registry: dict) -> list | None:

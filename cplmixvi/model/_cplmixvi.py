@@ -28,7 +28,7 @@ from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter, Minibatches
 from ._augmenter import AugmenterMixin
 from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
-from ._covariates import check_known
+from ._covariates import as_of_anndata, check_known
 from ._devices import check_several
 from ._failure import as_it_was_on_failure
 from ._genes import align_genes
@@ -127,7 +127,7 @@ class CplMixVI(
         registry: dict | None = None,
         **module_kwargs,
     ):
-        super().__init__(adata, registry)
+        super().__init__(adata, None if registry is None else as_of_anndata(registry))
         check_positive(n_state=n_state, n_arms=n_arms)
         pp.check_likelihood(likelihood)
         n_obs = self.summary_stats.n_cells

@@ -26,7 +26,8 @@ def guide_state(guide: ViewConsensus) -> dict[str, object]:
 def guide_of(state: dict) -> ViewConsensus:
     """Make the guide that :func:`guide_state` was given, on the CPU and in evaluation mode."""
     answer, *committee = (_opinion_of(opinion) for opinion in state["opinions"])
-    return ViewConsensus(answer, committee, state["start"]).eval()
+    # Checkpoints of version 0.1.0 do not say it, and nothing asks after the guide is fitted.
+    return ViewConsensus(answer, committee, state.get("start", "mixture")).eval()
 
 
 def _opinion_state(opinion: Opinion) -> dict[str, object]:
