@@ -95,7 +95,7 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
     options = {"max_epochs": epochs, "batch_size": batch_size, "enable_progress_bar": False, "logger": False}
     if where == "annbatch":
         collection = str(path.with_suffix(".zarr"))
-        given = {"batch_size": batch_size, "preload_to_gpu": False, "dataset_size": "1GB"}
+        given = {"batch_size": batch_size, "preload_to_gpu": False, "dataset_size": "1GB", "shuffle": True}
         datamodule = options["datamodule"] = cpl.CplMixVI.setup_annbatch(collection, [str(path)], **given)
         model = cpl.CplMixVI(registry=datamodule.registry, n_categories=N_TYPES, target_library=MEAN_COUNTS)
     else:

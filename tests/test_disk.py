@@ -186,6 +186,10 @@ def test_what_hooks_of_a_data_module_do_is_done_before_the_training_too(make_cou
     np.testing.assert_array_equal(*histories)
     with pytest.raises(ValueError, match="no cells of its own"):
         model.report()
+    sorted_cells = RawPieces(adata)
+    sorted_cells.shuffle = False
+    with pytest.warns(UserWarning, match="in the order in which they are stored"):
+        model.train(datamodule=sorted_cells, max_epochs=1, warm_start=False, enable_progress_bar=False)
 
 
 def test_cells_without_a_batch_are_labelled_whatever_a_data_module_calls_theirs(make_counts):
@@ -220,7 +224,7 @@ def test_a_collection_of_files_is_trained_on_by_annbatch(make_counts, tmp_path, 
     adata[:256].copy().write_h5ad(tmp_path / "a.h5ad")
     adata[256:].copy().write_h5ad(tmp_path / "b.h5ad")
     files = [str(tmp_path / name) for name in ("a.h5ad", "b.h5ad")]
-    options = {"batch_size": 64, "chunk_size": 32, "preload_nchunks": 8, "preload_to_gpu": False}
+    options = {"batch_size": 64, "chunk_size": 32, "preload_nchunks": 8, "preload_to_gpu": False, "shuffle": True}
     datamodule = cpl.CplMixVI.setup_annbatch(str(tmp_path / "all.zarr"), files, batch_key=batch_key, **options)
     model = cpl.CplMixVI(registry=datamodule.registry, n_categories=3, n_hidden=16, target_library=1_200.0)
     model.train(datamodule=datamodule, max_epochs=20, enable_progress_bar=False)

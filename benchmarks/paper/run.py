@@ -111,7 +111,8 @@ def main() -> None:
     if runs:
         suffix = "" if options.setting == "short" else f"_{options.setting}"
         render(runs, options.table, RESULTS / f"{options.table}{suffix}.md")
-        summarise(runs, RESULTS / f"summary{suffix}.md")
+        if SETTINGS[options.setting].keys() == SETTINGS["short"].keys():
+            summarise(runs, RESULTS / f"summary{suffix}.md")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -162,6 +163,13 @@ class CplMixPlan(TrainingPlan):
     def on_fit_start(self) -> None:
         """Show the training cells to the augmenter, and fit the guide to them."""
         super().on_fit_start()
+        if getattr(self.trainer.datamodule, "shuffle", None) is False:
+            warnings.warn(
+                "The data module gives its cells in the order in which they are stored: minibatches and the cells that "
+                "the start sees, may be of a few types only. Let it mix them (shuffle=True).",
+                UserWarning,
+                stacklevel=2,
+            )
         augmenter = self.module.augmenter
         if augmenter.needs_cells:
             augmenter.prepare(training_cells(self.trainer.datamodule, self.module.on_counts), self.device)
