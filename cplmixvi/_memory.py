@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class KeptMemory:
 
     def empty(self, shape: Sequence[int]) -> torch.Tensor:
         """A matrix of single precision in memory that no other tensor uses, with whatever values are there."""
-        n = int(np.prod(shape))
+        n = math.prod(shape)
         with self._lock:
             positions = range(len(self._arrays))
             free = (i for i in positions if len(self._arrays[i]) >= n and _n_references(self._arrays, i) == _UNUSED)

@@ -3,6 +3,7 @@
 import anndata
 import lightning.pytorch
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import scvi
@@ -201,11 +202,8 @@ def test_cells_without_a_batch_are_labelled_whatever_a_data_module_calls_theirs(
         "original_key": "batch",
     }
     model = cpl.CplMixVI(registry=registry, n_categories=3, n_hidden=16, target_library=1_200.0)
-    pieces = Pieces(adata)
-    pieces.cells = adata.copy()
-    pieces.cells.obs["batch"] = pieces.cells.obs["batch"].cat.set_categories(["0"])
-    pieces.cells.obs["batch"] = pieces.cells.obs["batch"].fillna("0")
-    model.train(datamodule=pieces, max_epochs=1, warm_start=False, enable_progress_bar=False)
+    adata.obs["batch"] = pd.Categorical(["0"] * adata.n_obs)
+    model.train(datamodule=Pieces(adata), max_epochs=1, warm_start=False, enable_progress_bar=False)
     assert len(model.predict(make_counts(n_obs=30))) == 30
 
 

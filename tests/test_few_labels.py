@@ -20,12 +20,12 @@ def test_labels_of_a_tenth_of_two_types_find_and_name_them_and_the_others_are_fo
     names = fit(hard, "some", n_categories=5, epochs=80).predict()
     alone = cpl.metrics.accuracy(truth, fit(hard, None, n_categories=5, epochs=80).predict())
     # Measured with five seeds: 0.65 to 0.91 without labels, where small types share a category, and 0.93 to 0.97 with
-    # labels, which find 0.58 to 0.75 and 0.81 to 0.94 of the types that have them.
-    assert cpl.metrics.accuracy(truth, names) > max(0.9, alone)
+    # labels, which find 0.81 to 0.94 and 0.58 to 0.75 of the types that have them.
+    assert cpl.metrics.accuracy(truth, names) > max(0.92, alone)
     unlabelled = hard.obs["some"] == "unknown"
     assert (~unlabelled).sum() == 8
-    for type_, name in NAMES.items():
-        assert (names[unlabelled & (truth == type_)] == name).mean() > 0.5
+    for (type_, name), least in zip(NAMES.items(), (0.7, 0.5), strict=True):
+        assert (names[unlabelled & (truth == type_)] == name).mean() > least
         assert (truth[names == name] == type_).mean() > 0.9
     for type_ in ("type2", "type3", "type4"):
         own = pd.Series(names[truth == type_]).mode()[0]

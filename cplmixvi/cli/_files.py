@@ -107,9 +107,8 @@ def read(path: Path) -> AnnData:
         raise InputError(f"IN {str(path)!r} is not a zarr store; an AnnData written by write_zarr is needed.")
     with readable(path):
         adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
-        pp.check_structure(adata.X, "X")
-        for name in pp.layer_names(adata):
-            pp.check_structure(adata.layers[name], name)
+        for name, matrix in pp.matrices(adata):
+            pp.check_structure(matrix, name)
         return adata
 
 

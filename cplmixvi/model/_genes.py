@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from anndata import AnnData
 
-from cplmixvi.pp import check_structure
+from cplmixvi.pp import check_structure, matrices
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def align_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
             f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); give cells measured on the same genes."
         )
     if not adata.isbacked:
-        for matrix in (adata.X, *adata.layers.values()):
+        for _, matrix in matrices(adata):
             check_structure(matrix, "a matrix of the new cells")
     logger.info("Genes of the new cells are put into the model's order.")
     return adata[:, positions].to_memory() if adata.isbacked else adata[:, positions].copy()

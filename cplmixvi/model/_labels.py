@@ -57,8 +57,7 @@ class LabelsField(CategoricalObsField):
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
         """Write codes of the labels that are registered; cells with another one, or without the column, have none."""
-        names = [str(name) for name in state_registry[self.CATEGORICAL_MAPPING_KEY][:-1]]
-        return self._write(adata_target, self._labels(adata_target), names)
+        return self._write(adata_target, self._labels(adata_target), registered_labels(state_registry))
 
     def _labels(self, adata: AnnData) -> pd.Categorical:
         """Labels as strings, missing where a cell has none, ``(n_cells,)``."""

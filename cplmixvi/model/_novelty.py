@@ -103,7 +103,7 @@ class NoveltyMixin(Mixin):
         category = []
         for tensors in self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size):
             values, covariates = self._encoder_input(tensors)
-            batch = covariates.categorical[0].view(-1).long()
+            batch = covariates.categorical[0].view(-1)
             for arm, kept in zip(self.module.arms, parts, strict=True):
                 # Axes that the arm does not use are zero.
                 kept.append(arm.path.coordinates(values, batch)[:, arm.path.axes.any(0)].cpu())

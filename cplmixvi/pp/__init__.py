@@ -12,7 +12,7 @@ from cplmixvi.pp._checks import (
 from cplmixvi.pp._genes import select_genes
 from cplmixvi.pp._hash import input_hash
 from cplmixvi.pp._images import image_sides
-from cplmixvi.pp._values import as_csr, layer_names, library_size, log_normalize, to_csr
+from cplmixvi.pp._values import as_csr, layer_names, library_size, log_normalize, matrices, to_csr
 
 __all__ = [
     "ValuesReport",
@@ -28,6 +28,7 @@ __all__ = [
     "layer_names",
     "library_size",
     "log_normalize",
+    "matrices",
     "select_genes",
     "to_csr",
 ]

@@ -26,6 +26,19 @@ def layer_names(adata: AnnData) -> list[str]:
     return sorted(name for name in adata.layers if name is not None)
 
 
+def matrices(adata: AnnData) -> Iterator[tuple[str, Any]]:
+    """``X`` and the layers, each once, with their names.
+
+    Examples
+    --------
+    >>> [name for name, _ in matrices(adata)]
+    ['X']
+    """
+    yield "X", adata.X
+    for name in layer_names(adata):
+        yield name, adata.layers[name]
+
+
 def get_matrix(adata: AnnData, layer: str | None):
     """``X`` or a layer, untouched: dense, sparse or a backed dataset of shape ``(n_obs, n_vars)``.
 

@@ -166,7 +166,7 @@ class CplMixPlan(TrainingPlan):
         if getattr(self.trainer.datamodule, "shuffle", None) is False:
             warnings.warn(
                 "The data module gives its cells in the order in which they are stored: minibatches and the cells that "
-                "the start sees, may be of a few types only. Let it mix them (shuffle=True).",
+                "the start sees may be of a few types only. Let it mix them (shuffle=True).",
                 UserWarning,
                 stacklevel=2,
             )
@@ -208,8 +208,10 @@ class CplMixPlan(TrainingPlan):
         """Minibatches of at least so many training cells in random order, of whatever process."""
         datamodule = self.trainer.datamodule
         if hasattr(datamodule, "start_dataloader"):
-            return Minibatches(datamodule, datamodule.start_dataloader(n_cells, self.module.n_labels))
-        return Minibatches(datamodule, datamodule.train_dataloader())
+            loader = datamodule.start_dataloader(n_cells, self.module.n_labels)
+        else:
+            loader = datamodule.train_dataloader()
+        return Minibatches(datamodule, loader)
 
     def _looks_for_condition(self) -> bool:
         """Whether copies could be of both levels of a condition, and the user has not named one."""
