@@ -91,7 +91,7 @@ class TestFetching:
     def test_every_entry_has_its_reader_and_its_files(self, info):
         assert callable(getattr(_readers, info.reader))
         assert all(url.startswith("https://") for url in info.urls)
-        assert info.likelihood in {"nb", "normal"}
+        assert (info.likelihood, info.values) in {("nb", "raw counts"), ("normal", "RPKM")}
         assert _fetch.prepared_file(info) is None or _fetch.prepared_file(info).name == info.file
 
 

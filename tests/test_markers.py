@@ -165,6 +165,14 @@ class TestOrderCategories:
         assert list(result["categories"]) == ["0", "1", "2", "3"]
         assert list(planted.obs["cplmixvi"].cat.categories) == ["0", "1", "2", "3"]
 
+    def test_order_of_a_part_is_that_of_the_part(self, planted):
+        before = dict(planted.uns["cplmixvi"])
+        part = planted[:60]
+        assert part.is_view
+        cpl.tl.order_categories(part)
+        assert "order" in part.uns["cplmixvi"]
+        assert planted.uns["cplmixvi"].keys() == before.keys()
+
     def test_order_survives_files(self, planted, tmp_path):
         order = cpl.tl.order_categories(planted)
         planted.write_h5ad(tmp_path / "out.h5ad")

@@ -85,6 +85,15 @@ class TestTraversal:
         table = result.by_gene().query("category == '1' and path == '1'").set_index("gene").loc[genes]
         np.testing.assert_allclose(image[-1] - image[0], table["effect"] * table["direction"], atol=1e-4)
 
+    def test_a_gene_that_comes_back_to_where_it_was_is_drawn(self, walked):
+        adata = walked[0].copy()
+        entry = adata.uns["cplmixvi"]["traversals"]
+        entry["expression"][0, 0, :, 0] = [0, 2, 4, 2, 0]
+        entry["effect"][0, 0, 0] = 0
+        ax = pl.traversal(adata, gene_sets=["mine"], path="1", categories=["0"]).flat[0]
+        column = np.asarray(ax.images[0].get_array())[:, ticks(ax.xaxis).index(adata.var_names[0])]
+        np.testing.assert_allclose(column, np.array([-4, -2, 0, -2, -4]) / entry["deviation"][0], rtol=1e-5)
+
     def test_markers_are_those_of_the_type(self, walked):
         adata, result = walked
         axes = pl.traversal(adata, gene_sets=["markers"], categories=["0", "2"], n_genes=5, standardize=False)

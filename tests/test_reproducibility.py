@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_bits(model, make_counts):
     for name, frame in model.history.items():
         assert frame.equals(again.history[name]), name
     np.testing.assert_array_equal(model.predict(soft=True), again.predict(soft=True))
-    other = fit(make_counts(n_obs=160, n_vars=40), seed=1, max_epochs=1, warm_start=False)
+    other = fit(make_counts(n_obs=160, n_vars=40), seed=1)
     assert not torch.equal(other.module.arms[0].path.weight, model.module.arms[0].path.weight)
 
 

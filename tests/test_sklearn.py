@@ -122,6 +122,16 @@ def test_the_model_is_there_and_has_no_cells(blobs):
     assert estimator.transform(frame.astype(np.float32)).dtype == np.float32
 
 
+def test_probabilities_are_as_sure_as_those_of_the_model():
+    values = np.random.default_rng(0).normal(size=(150, 10)).astype(np.float32)
+    estimator = CplMixVICluster(4, max_epochs=2, accelerator="cpu", random_state=0).fit(values)
+    model = estimator.model_
+    assert (model.calibration_["exponent"] < 1).any(), "nothing in this noise is found twice"
+    proba = model.predict(ad.AnnData(values, var=pd.DataFrame(index=[f"x{i}" for i in range(10)])), soft=True)
+    expected = proba.to_numpy()[:, estimator.categories_]
+    np.testing.assert_allclose(estimator.predict_proba(values), expected / expected.sum(1, keepdims=True), atol=1e-4)
+
+
 def test_counts_and_sparse_matrices():
     rng = np.random.default_rng(0)
     counts = rng.poisson(2.0, (60, 10)).astype(float)

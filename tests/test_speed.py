@@ -1,6 +1,7 @@
 """What was made fast gives what the plain way gives: values, gradients and draws."""
 
 import pickle
+import sys
 import time
 
 import numpy as np
@@ -157,6 +158,13 @@ def test_without_numba_torch_does_the_same(monkeypatch):
     monkeypatch.setattr(_compiled, "_kernels", lambda: None)
     assert _compiled.kernels(x) is None
     torch.testing.assert_close(_compiled.scaled_log1p(x, factor), with_it)
+
+
+def test_numba_and_what_it_is_built_on_may_be_missing(monkeypatch):
+    for name in ("numba", "llvmlite", "llvmlite.binding"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert _compiled._kernels.__wrapped__() is None
+    assert dense._prefers_onednn.__wrapped__() is False
 
 
 @pytest.mark.parametrize("least", [0, 100])

@@ -102,7 +102,7 @@ def _make_folder(out: Path) -> None:
 
 
 def _load(dataset: str, labels: str | None) -> _Task:
-    from cplmixvi import datasets
+    from cplmixvi import datasets, pp
 
     try:
         adata = datasets.load(dataset)
@@ -118,8 +118,8 @@ def _load(dataset: str, labels: str | None) -> _Task:
         raise InputError(
             f"--labels {column!r} is not a column of {dataset}; columns there: {', '.join(adata.obs)}; name one."
         )
-    if "RPKM" in str(adata.uns.get("X_is", "")):
-        adata.X = np.log1p(adata.X)
+    if info is not None and info.values == "RPKM":
+        adata.X = pp.log_normalize(adata.X)
     return _Task(dataset, adata, column, likelihood)
 
 

@@ -105,5 +105,5 @@ def read(info: DatasetInfo) -> AnnData:
             stacklevel=3,
         )
     adata.uns["source"] = " ".join(info.urls)
-    adata.uns["X_is"] = "raw counts" if info.likelihood == "nb" else "normalised"
+    adata.uns["X_is"] = info.values
     return adata

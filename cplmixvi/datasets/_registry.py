@@ -34,8 +34,8 @@ class DatasetInfo:
         Public addresses of the files.
     public_shape
         ``(n_obs, n_vars)`` to expect from the public files; None where it is not known beforehand.
-    doc
-        One line on what the data are.
+    values
+        What ``X`` holds: ``"raw counts"``, or ``"RPKM"``, which :func:`cplmixvi.pp.log_normalize` makes log values of.
     """
 
     name: str
@@ -46,7 +46,7 @@ class DatasetInfo:
     reader: str
     urls: tuple[str, ...]
     public_shape: tuple[int | None, int | None]
-    doc: str
+    values: str = "raw counts"
 
 
 _ALL = (
@@ -63,7 +63,6 @@ _ALL = (
             f"{_GEO}/GSE96nnn/GSE96583/suppl/GSE96583_batch2.total.tsne.df.tsv.gz",
         ),
         public_shape=(None, 35_635),
-        doc="Human PBMC, six hours with or without interferon beta (obs['stim']), UMI counts",
     ),
     DatasetInfo(
         name="zeisel2015",
@@ -74,7 +73,6 @@ _ALL = (
         reader="read_zeisel2015",
         urls=("https://storage.googleapis.com/linnarsson-lab-www-blobs/blobs/cortex/expression_mRNA_17-Aug-2014.txt",),
         public_shape=(3_005, 19_972),
-        doc="Mouse cortex and hippocampus, UMI counts",
     ),
     DatasetInfo(
         name="pbmc4k",
@@ -85,7 +83,6 @@ _ALL = (
         reader="read_labelled_h5",
         urls=(f"{_SCDCC}/Small_Datasets/10X_PBMC_top2000.h5",),
         public_shape=(4_271, 2_000),
-        doc="Human PBMC, 2,000 genes without names, UMI counts; labels are graph clusters",
     ),
     DatasetInfo(
         name="worm_neurons",
@@ -96,7 +93,6 @@ _ALL = (
         reader="read_labelled_h5",
         urls=(f"{_SCDEEPCLUSTER}/scRNA-seq%20data/worm_neuron_cell.h5",),
         public_shape=(4_186, 13_488),
-        doc="Neurons of C. elegans, genes without names, very sparse UMI counts",
     ),
     DatasetInfo(
         name="human_kidney",
@@ -107,7 +103,6 @@ _ALL = (
         reader="read_labelled_h5",
         urls=(f"{_SCDCC}/Small_Datasets/human_kidney_counts_top2000.h5",),
         public_shape=(5_685, 2_000),
-        doc="Human kidney, 2,000 genes without names, UMI counts",
     ),
     DatasetInfo(
         name="mouse_bladder",
@@ -118,7 +113,6 @@ _ALL = (
         reader="read_labelled_h5",
         urls=(f"{_SCDCC}/Small_Datasets/mouse_bladder_cell_top2000.h5",),
         public_shape=(2_746, 2_003),
-        doc="Mouse bladder, 2,003 genes without names, sparse UMI counts",
     ),
     DatasetInfo(
         name="cbmc",
@@ -129,7 +123,6 @@ _ALL = (
         reader="read_labelled_h5",
         urls=(f"{_SCDCC}/CITE_PBMC/CITE_CBMC_counts_top2000.h5",),
         public_shape=(8_617, 2_000),
-        doc="Cord blood with proteins measured beside RNA, 2,000 genes without names, UMI counts",
     ),
     DatasetInfo(
         name="paul2015",
@@ -140,7 +133,6 @@ _ALL = (
         reader="read_paul2015",
         urls=("https://falexwolf.de/data/paul15.h5",),
         public_shape=(2_730, 8_716),
-        doc="Mouse myeloid progenitors, a continuum cut into 19 types, UMI counts",
     ),
     DatasetInfo(
         name="tasic2016",
@@ -154,7 +146,7 @@ _ALL = (
             f"{_GEO}/GSE71nnn/GSE71585/suppl/GSE71585_Clustering_Results.csv.gz",
         ),
         public_shape=(761, None),
-        doc="Interneurons of mouse visual cortex, RPKM (take log1p before use)",
+        values="RPKM",
     ),
     DatasetInfo(
         name="tasic2018",
@@ -165,7 +157,6 @@ _ALL = (
         reader="read_tasic2018",
         urls=(f"{_ALLEN}/694413985", f"{_ALLEN}/694413179"),
         public_shape=(22_365, 45_768),
-        doc="Neurons of two areas of mouse cortex, 115 types, exon counts",
     ),
     DatasetInfo(
         name="scmix",
@@ -176,7 +167,6 @@ _ALL = (
         reader="read_scmix",
         urls=(f"{_MIXOLOGY}/sc_celseq2.count.csv.gz", f"{_MIXOLOGY}/sc_celseq2.metadata.csv.gz"),
         public_shape=(274, 28_204),
-        doc="Three human cell lines told apart by genotype, UMI counts",
     ),
     DatasetInfo(
         name="scmix_rna",
@@ -187,7 +177,6 @@ _ALL = (
         reader="read_scmix_rna",
         urls=(f"{_MIXOLOGY}/RNAmix_celseq2.count.csv.gz", f"{_MIXOLOGY}/RNAmix_celseq2.metadata.csv.gz"),
         public_shape=(340, 14_804),
-        doc="Pseudo-cells of RNA of three cell lines in exactly known proportions, UMI counts",
     ),
 )
 

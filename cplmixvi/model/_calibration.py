@@ -34,10 +34,12 @@ class CalibrationMixin(Mixin):
         found_again = half_fits.found_again(proba.argmax(1), proba.shape[1])
         self.calibration_ = {"found_again": found_again, "exponent": exponents(proba, found_again)}
 
-    def _calibrated(self, proba: torch.Tensor) -> torch.Tensor:
-        if self.calibration_ is None:
-            return proba
-        return flattened(proba, torch.from_numpy(self.calibration_["exponent"]).to(proba))
+
+def apply_calibration(proba: torch.Tensor, calibration: dict[str, np.ndarray] | None) -> torch.Tensor:
+    """Probabilities ``(n_cells, K)`` that are no more certain than a model's ``calibration_`` allows."""
+    if calibration is None:
+        return proba
+    return flattened(proba, torch.from_numpy(calibration["exponent"]).to(proba))
 
 
 def flattened(proba: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from scvi import REGISTRY_KEYS
 from cplmixvi import pp
 from cplmixvi.module import mean_over_arms
 
+from ._calibration import apply_calibration
 from ._consensus import Consensus
 from ._labels import category_names, registered_labels
 from ._mixin import Mixin
@@ -127,7 +128,7 @@ class GettersMixin(Mixin):
             mean, variance = self.module.alignment(joint.mean, joint.variance, joint.category)
             combined = mean_over_arms(mean, variance)
             proba = joint.log_qc.exp().mean(0)
-            proba = self._calibrated(proba) if calibrated else proba
+            proba = apply_calibration(proba, self.calibration_) if calibrated else proba
             confidence, category = proba.max(1)
             largest = (proba, category) if top_k is None else proba.topk(min(top_k, self.n_categories), dim=1)
             found = (

@@ -16,8 +16,10 @@ _AMD = ("amdfam", "athlon", "bdver", "btver", "k8", "opteron", "znver")
 @cache
 def _prefers_onednn() -> bool:
     """Whether oneDNN is faster here than what torch is linked with: MKL is the fastest on Intel's processors only."""
-    from llvmlite.binding import get_host_cpu_name
-
+    try:
+        from llvmlite.binding import get_host_cpu_name
+    except ImportError:
+        return False
     return torch.backends.mkl.is_available() and get_host_cpu_name().startswith(_AMD) and _has_onednn()
 
 

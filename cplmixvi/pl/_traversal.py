@@ -189,7 +189,8 @@ def read_traversal(adata: AnnData, key: str) -> Traversal:
     from cplmixvi.tl import Traversal
 
     result = read_result(adata, key)
-    if "traversals" not in result:
+    # Those of version 0.1 have no deviations.
+    if "deviation" not in result.get("traversals", ()):
         raise ValueError(
             f"key={key!r} was given but adata.uns[{key!r}]['traversals'] is missing; "
             f"run cplmixvi.tl.traverse(adata, model, key_added={key!r}) first."
@@ -216,10 +217,8 @@ def _matrix(result: Traversal, category: int, path: int, genes: np.ndarray, stan
     x = result.expression[category, path][:, genes]
     if not standardize:
         return x
-    change = x[-1] - x[0]
-    effect = result.effect[category, path, genes]
-    deviation = np.divide(change, effect, out=np.full_like(change, np.inf), where=effect != 0)
-    return (x - x[len(x) // 2]) / deviation
+    # A gene that is the same in all cells does not move.
+    return (x - x[len(x) // 2]) / np.where(result.deviation > 0, result.deviation, np.inf)[genes]
 
 
 def _panel(ax: Axes, values: np.ndarray, genes: np.ndarray, limit: float, standardize: bool):

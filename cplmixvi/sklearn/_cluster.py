@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
 from cplmixvi.model import CplMixVI
+from cplmixvi.model._calibration import apply_calibration
 from cplmixvi.module import Covariates, infer_jointly, mean_over_arms
 
 from ._isolation import quiet, seeded
@@ -162,7 +163,7 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         return self.predict_proba(X).argmax(1)
 
     def predict_proba(self, X) -> np.ndarray:
-        """Probability of every cluster, the mean over the arms.
+        """Probability of every cluster: the mean over the arms, no more certain than halves of the data allow.
 
         Parameters
         ----------
@@ -254,6 +255,7 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
             one_batch = Covariates((torch.zeros(len(x), 1, dtype=torch.long, device=x.device),))
             joint = infer_jointly(module, module.encoder_input(x), one_batch)
             states, _ = mean_over_arms(*module.alignment(joint.mean, joint.variance, joint.category))
-            parts.append((joint.log_qc.exp().mean(0).cpu(), states.cpu()))
+            proba = apply_calibration(joint.log_qc.exp().mean(0), self.model_.calibration_)
+            parts.append((proba.cpu(), states.cpu()))
         proba, found = zip(*parts, strict=True)
         return torch.cat(proba).numpy(), torch.cat(found).numpy()

@@ -280,6 +280,14 @@ def _is_annotation(entry: object) -> bool:
     return is_ours(entry) and "categories" in entry
 
 
+def add_entries(adata: AnnData, key: str, /, **entries: object) -> None:
+    """Add entries to the result ``uns[key]``.
+
+    By a new mapping: the old one is also that of the AnnData that ``adata`` may be a view of.
+    """
+    adata.uns[key] = {**adata.uns.get(key, {}), **entries}
+
+
 def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
     """Categories of the cells as :func:`annotate` wrote them.
 

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
-from cplmixvi.tl._annotate import read_labels
+from cplmixvi.tl._annotate import add_entries, read_labels
 
 _METHODS = ("wilcoxon", "t-test", "t-test_overestim_var")
 
@@ -151,8 +151,7 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
     distance = np.nan_to_num(pdist(means, "correlation"), nan=1.0).clip(min=0.0)
     tree = linkage(distance, method="average", optimal_ordering=True)
     order = names[leaves_list(tree)]
-    adata.uns[key]["order"] = order
-    adata.uns[key]["linkage"] = tree.astype(np.float64)
+    add_entries(adata, key, order=order, linkage=tree.astype(np.float64))
     return list(order)
 
 

@@ -74,6 +74,5 @@ def select_categories(
     selection = model.selection if candidates is None and seed is None else None
     if selection is None:
         selection = model.select_n_categories(candidates, seed=seed)
-    # A new entry rather than a change of the old one, which a view of an AnnData would lose.
-    adata.uns[keys.uns] = {**earlier, SELECTION_KEY: selection_entry(selection)}
+    add_entries(adata, keys.uns, origin=ORIGIN, **{SELECTION_KEY: selection_entry(selection)})
     return selection

@@ -17,7 +17,7 @@ from anndata import AnnData
 
 from cplmixvi import metrics, pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
-from cplmixvi.tl._annotate import read_labels
+from cplmixvi.tl._annotate import add_entries, read_labels
 
 if TYPE_CHECKING:
     from cplmixvi.model import CplMixVI
@@ -109,7 +109,8 @@ def stability(
     result = _summary(labels, repeats, adata.obs_names, subsample)
     keys = ResultKeys(key)
     adata.obs[keys.stability] = result.by_cell.to_numpy()
-    adata.uns[keys.uns]["stability_by_category"] = result.by_category["jaccard"].to_numpy(dtype=np.float32)
+    found = result.by_category["jaccard"].to_numpy(dtype=np.float32)
+    add_entries(adata, keys.uns, stability_by_category=found)
     return result
 
 

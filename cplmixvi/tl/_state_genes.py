@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control, rankdata, t
 
 from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
-from cplmixvi.tl._annotate import read_labels
+from cplmixvi.tl._annotate import add_entries, read_labels
 from cplmixvi.tl._markers import log_values
 
 #: Types with fewer cells are left out: no correlation of so few could be told from chance.
@@ -90,8 +90,7 @@ def state_genes(
     table = pd.concat(parts, ignore_index=True)
     entry = {column: column_values.to_numpy() for column, column_values in table.items()}
     entry |= {column: entry[column].astype(object) for column in ("category", "gene")}
-    # A new entry rather than a change of the old one, which a view of an AnnData would lose.
-    adata.uns[key] = {**adata.uns[key], "state_genes": entry}
+    add_entries(adata, key, state_genes=entry)
     return table
 
 

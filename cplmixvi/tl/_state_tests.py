@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.stats import kruskal, levene
 
 from cplmixvi._constants import DEFAULT_KEY
-from cplmixvi.tl._annotate import read_labels
+from cplmixvi.tl._annotate import add_entries, read_labels
 from cplmixvi.tl._state_genes import MIN_CELLS, read_state
 
 
@@ -57,8 +57,7 @@ def compare_states(adata: AnnData, key: str = DEFAULT_KEY) -> pd.DataFrame:
     table = pd.DataFrame([_row(j, [state[member, j] for member in members]) for j in range(state.shape[1])])
     for column in ("location_pvalue", "spread_pvalue"):
         table[column] = (table[column] * 2 * len(table)).clip(upper=1.0)
-    # A new entry rather than a change of the old one, which a view of an AnnData would lose.
-    adata.uns[key] = {**adata.uns[key], "state_tests": {name: values.to_numpy() for name, values in table.items()}}
+    add_entries(adata, key, state_tests={name: values.to_numpy() for name, values in table.items()})
     return table
 
 

@@ -35,6 +35,8 @@ class Traversal:
         ``(n_types, n_paths, n_genes)``; its sign is the direction.
     monotonicity
         Rank correlation with the step, from -1 to 1, same shape.
+    deviation
+        Standard deviation of each gene over all cells, on the scale of the expression, ``(n_genes,)``.
     gene_sets
         One row per type, path and gene set: ``category``, ``path``, ``gene_set``, ``n_genes``, ``median_effect`` (of
         absolute effects), ``share_moved`` (absolute effect of at least ``params["moved"]``), ``share_monotone``
@@ -60,6 +62,7 @@ class Traversal:
     expression: np.ndarray
     effect: np.ndarray
     monotonicity: np.ndarray
+    deviation: np.ndarray
     gene_sets: pd.DataFrame
     leakage: pd.DataFrame
     members: pd.DataFrame
@@ -98,7 +101,7 @@ class Traversal:
         return cls(**arrays, **tables, params=dict(entry["params"]))
 
 
-_ARRAYS = ("categories", "paths", "genes", "state", "expression", "effect", "monotonicity")
+_ARRAYS = ("categories", "paths", "genes", "state", "expression", "effect", "monotonicity", "deviation")
 _TABLES = {
     "gene_sets": (
         *("category", "path", "gene_set", "n_genes", "median_effect", "share_moved", "share_monotone", "share_up"),

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
-from cplmixvi.tl._annotate import ORIGIN, read_labels
+from cplmixvi.tl._annotate import ORIGIN, add_entries, read_labels
 from cplmixvi.tl._gene_sets import resolve_gene_sets
 from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._markers import rank_genes
@@ -125,8 +125,7 @@ def traverse(
         n_draws=int(n_draws),
         scale=_scale(model.likelihood, library_size),
     )
-    # A new entry rather than a change of the old one, which a view of an AnnData would lose.
-    adata.uns[key_added] = {**adata.uns[key_added], "traversals": result.to_uns()}
+    add_entries(adata, key_added, traversals=result.to_uns())
     return result
 
 
@@ -304,6 +303,7 @@ def _summarise(walks, expression, flips, values, labels, genes, own, sets, moved
         expression=expression,
         effect=effect,
         monotonicity=rank,
+        deviation=deviation.astype(np.float32),
         gene_sets=pd.DataFrame(of_sets),
         leakage=pd.DataFrame(leaks),
         members=_members(own, sets, genes),
