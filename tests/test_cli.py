@@ -8,13 +8,16 @@ import subprocess
 import sys
 
 import anndata as ad
+import joblib
 import numpy as np
 import pytest
+import torch
 from _command_line import FAST, call
 
 import cplmixvi
 from cplmixvi import baselines
 from cplmixvi.cli import _annotate, _errors, _files
+from cplmixvi.cli._report import thread_limit
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -125,6 +128,15 @@ def test_replaced_folder_comes_back_when_the_move_fails(tmp_path, monkeypatch):
 def test_categories_that_no_arm_uses_have_no_consensus(by_category, expected):
     adata = ad.AnnData(uns={"cplmixvi": {"consensus_by_category": np.array(by_category)}})
     assert _annotate.mean_consensus(adata) == expected
+
+
+def test_no_more_threads_than_cores():
+    before = torch.get_num_threads()
+    with thread_limit(1_000):
+        assert torch.get_num_threads() == joblib.cpu_count()
+    with thread_limit(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 def test_demo(tmp_path):

@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 
 import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
+from cplmixvi.model._settings import settled
 from cplmixvi.train import _loader
 
 pytestmark = pytest.mark.usefixtures("small_committee")
@@ -159,6 +160,15 @@ def test_a_model_trains_on_a_data_module_and_labels_cells_of_its_genes(make_coun
     assert cpl.metrics.accuracy(adata.obs["type"], model.predict(adata)) > 0.95
     cpl.tl.annotate(adata, model)
     assert adata.uns["cplmixvi"]["n_categories"] == 3
+
+
+def test_epochs_by_default_are_ours_for_data_modules_too(make_counts):
+    pieces = Pieces(make_counts(n_obs=320))
+    settings = {"max_epochs": None, "datamodule": pieces, "plan_kwargs": {}}
+    assert settled(settings, 0, is_trained=False)["max_epochs"] == cpl.train.default_max_epochs(320, 32)
+    del pieces.n_obs
+    with pytest.raises(ValueError, match="max_epochs must be given"):
+        settled(settings, 0, is_trained=False)
 
 
 class RawPieces(Pieces):

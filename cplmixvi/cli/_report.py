@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -90,12 +89,15 @@ def calm_libraries(reporter: Reporter) -> Iterator[None]:
 def thread_limit(n_threads: int | None) -> Iterator[None]:
     """At most ``n_threads`` CPU threads in torch and in the linear algebra libraries; half of the cores if None.
 
-    A second thread on a core that is busy with other work makes steps as small as these several times slower.
+    Never more than there are cores that this process may use: a second thread on a core that is busy with other work
+    makes steps as small as these several times slower.
     """
     import torch
+    from joblib import cpu_count
     from threadpoolctl import threadpool_limits
 
-    n_threads = n_threads or max(1, (os.cpu_count() or 2) // 2)
+    n_cores = cpu_count()
+    n_threads = min(n_threads or max(1, n_cores // 2), n_cores)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:

@@ -119,7 +119,8 @@ def tasic2016() -> AnnData:
     Returns
     -------
     AnnData of RPKM values, neither counts nor logarithms: :func:`cplmixvi.pp.log_normalize` them and use
-    ``likelihood="normal"``. 761 cells, 3,157 genes in the prepared file and all genes from the public source. ``obs["cell_type"]``: 23 types.
+    ``likelihood="normal"``. 761 cells, 3,157 genes in the prepared file and all genes from the public source.
+    ``obs["cell_type"]``: 23 types.
     """
     return read(REGISTRY["tasic2016"])
 

@@ -86,7 +86,7 @@ class CplMixVI(
     allow_empty_cells
         Whether a cell may be zero in every gene; by default only under ``"bernoulli"``.
     registry
-        Registry of a saved model, for use without an AnnData; set by :meth:`load`.
+        Registry of a saved model or of a data module, for use without an AnnData.
     **module_kwargs
         Of :class:`~cplmixvi.module.CplMixVAE`: ``n_hidden``, ``n_layers``, ``temperature``, ``hard``, ``beta``,
         ``distance``, ``lam``, ``epsilon``, ...
@@ -279,7 +279,7 @@ class CplMixVI(
         Parameters
         ----------
         max_epochs
-            Epochs; by default as many as :func:`cplmixvi.train.default_max_epochs` gives.
+            Epochs; by default :func:`cplmixvi.train.default_max_epochs`, where a ``datamodule`` has ``n_obs``.
         accelerator, devices
             Passed to Lightning; ``"auto"`` uses one GPU where there is one. Several train together, each in a process.
         train_size
@@ -294,27 +294,24 @@ class CplMixVI(
             arms either way: without a start, the cells that have one add its cross-entropy to the objective.
         find_condition
             Whether a warm start looks for a condition that no column of ``obs`` has: two levels of one shift that cells
-            of all types have alike, such as a treatment or a technology. Where there is one, copies of a cell are of
-            both levels, so that types do not follow it, and :attr:`condition_` has the cells' levels. Not looked for
-            if ``augment`` names a condition or replaces cells.
+            of all types share, such as a treatment. If there is one, copies of a cell are of both levels, so that types
+            do not follow it; see :attr:`condition_`. Not if ``augment`` names a condition or replaces cells.
         plan_kwargs
             Of :class:`cplmixvi.train.CplMixPlan`.
         checkpoint_dir, checkpoint_every
-            Folder for checkpoints, and epochs between two (a twentieth of all by default). Each is a saved model with
-            the state of its training besides.
+            Folder for saved models with the state of the training, and epochs between two (a twentieth by default).
         resume
             Folder of checkpoints of a training that did not end. It goes on there from the last one, with the arguments
             it had, and ends with the weights that it would have had. The model must be made as it was then.
         **kwargs
-            Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``datasplitter_kwargs``,
-            ``check_val_every_n_epoch``, ``enable_checkpointing``, ``deterministic=True`` (the same seed gives the same
-            result on a GPU too; slower, and an error where torch has no such algorithm), ...
+            Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``deterministic=True`` (the
+            same seed gives the same result on a GPU too; slower, an error where torch has no such algorithm), ...
 
         Raises
         ------
         ValueError
-            If fewer than two cells are left for training, the cells lack what the augmenter looks at, the training
-            diverges at any rate, or there is nothing to resume, or something of another model.
+            If fewer than two cells are left, the cells lack what the augmenter looks at, the training diverges at any
+            rate, or there is nothing of this model to resume.
 
         Warns
         -----

@@ -38,12 +38,20 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
     -------
     dict
         Arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`.
+
+    Raises
+    ------
+    ValueError
+        If neither epochs are given nor the number of cells that a data module has.
     """
     settings = {**given, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
     if has_several(given.get("devices", "auto")) and given.get("strategy") is None:
         # Without a name, Lightning takes the same one, but loaders of scvi-tools do not know of it.
         settings["strategy"] = "ddp"
+    warm_start = settings["plan_kwargs"]["warm_start"]
     if given.get("datamodule") is not None:
+        if given["max_epochs"] is None:
+            settings["max_epochs"] = _epochs_of(given["datamodule"], warm_start)
         return settings
     external = (given.get("datasplitter_kwargs") or {}).get("external_indexing")
     if given["train_size"] is None and external is None:
@@ -52,10 +60,16 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
         settings["batch_size"] = default_batch_size(n_obs)
     if given["max_epochs"] is None:
         n_train = len(external[0]) if external is not None else int(np.ceil(n_obs * settings["train_size"]))
-        settings["max_epochs"] = default_max_epochs(
-            n_train, settings["batch_size"], warm_start=settings["plan_kwargs"]["warm_start"]
-        )
+        settings["max_epochs"] = default_max_epochs(n_train, settings["batch_size"], warm_start=warm_start)
     return settings
+
+
+def _epochs_of(datamodule: object, warm_start: bool) -> int:
+    n_obs = getattr(datamodule, "n_obs", None)
+    if n_obs is None:
+        raise ValueError("The data module does not say how many cells it has (n_obs), so max_epochs must be given.")
+    batch_size = getattr(datamodule, "batch_size", None) or default_batch_size(n_obs)
+    return default_max_epochs(n_obs, batch_size, warm_start=warm_start)
 
 
 def _needs_validation(settings: dict) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from anndata import AnnData
 
 from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, ResultKeys
-from cplmixvi.tl._annotate import ORIGIN, check_key, is_ours, selection_entry
+from cplmixvi.tl._annotate import ORIGIN, add_entries, check_key, is_ours, selection_entry
 
 if TYPE_CHECKING:
     from cplmixvi.model import CplMixVI
