@@ -15,6 +15,9 @@ SELECTION_KEY = "selection"
 #: Entry of a minibatch with the list of the arms' copies of the cells, each ``(n_cells, n_genes)``.
 COPIES_KEY = "copies"
 
+#: Entry of a minibatch with the list of what the arms reconstruct from their copies, each ``(n_cells, n_genes)``.
+TARGETS_KEY = "targets"
+
 #: Entry of a minibatch of training cells with their rows in the AnnData, shape ``(n_cells,)``.
 CELL_KEY = "cell"
 

@@ -34,8 +34,10 @@ class TestFailure:
         monkeypatch.setattr(
             cplmixvi.CplMixVI, "train", lambda self, **options: train(self, callbacks=[Interrupt()], **options)
         )
-        status, out, _ = call("annotate", in_file, in_file.with_name("out.h5ad"), *FAST)
+        status, out, err = call("annotate", in_file, in_file.with_name("out.h5ad"), *FAST, "--quiet")
         assert (status, out) == (130, "")
+        assert err.startswith("cplmixvi: interrupted")
+        assert err.count("\n") == 1
         assert [path.name for path in in_file.parent.iterdir()] == ["in.h5ad"]
         assert signal.getsignal(signal.SIGINT) is handler
 

@@ -5,6 +5,7 @@ import os
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 from _command_line import FAST, call, make_cells
@@ -93,6 +94,30 @@ class TestAnnotate:
         assert json.loads(line)["consensus"] is None
         assert "types" in ad.read_zarr(out).obs
         assert call("annotate", in_file, out, *FAST)[0] == 2
+
+    @pytest.mark.parametrize("options", [[], ["--backed"]], ids=["in memory", "backed"])
+    def test_strings_that_may_be_missing_are_kept(self, in_file, tmp_path, options):
+        if not hasattr(ad.settings, "allow_write_nullable_strings"):
+            pytest.skip("this AnnData writes no such strings")
+        adata = ad.read_h5ad(in_file)
+        adata.obs_names = pd.Index(pd.array(adata.obs_names, dtype="string"))
+        adata.uns["notes"] = pd.array(["good", None], dtype="string")
+        with ad.settings.override(allow_write_nullable_strings=True):
+            adata.write_h5ad(in_file)
+        status, _, err = call("annotate", in_file, tmp_path / "out.h5ad", *FAST, "--quiet", *options)
+        assert (status, err) == (0, "")
+        after = ad.read_h5ad(tmp_path / "out.h5ad")
+        assert list(after.obs_names) == list(adata.obs_names)
+        assert after.uns["notes"][0] == "good"
+        assert pd.isna(after.uns["notes"][1])
+        assert not ad.settings.allow_write_nullable_strings
+
+    def test_colors_of_something_else_are_kept(self, in_file, tmp_path):
+        adata = ad.read_h5ad(in_file)
+        adata.uns["cplmixvi_colors"] = np.array(["red"], dtype=object)
+        adata.write_h5ad(in_file)
+        assert call("annotate", in_file, tmp_path / "out.h5ad", *FAST, "--quiet")[0] == 0
+        assert list(ad.read_h5ad(tmp_path / "out.h5ad").uns["cplmixvi_colors"]) == ["red"]
 
     def test_overwrite_replaces_the_input(self, in_file):
         status, _, _ = call("annotate", in_file, in_file, *FAST, "--overwrite", "--quiet")

@@ -34,6 +34,7 @@ BAD_OPTIONS = {
     "no epochs": (["--max-epochs", "0"], "--max-epochs"),
     "no threads": (["--threads", "0"], "--threads"),
     "negative seed": (["--seed", "-1"], "--seed"),
+    "seed that NumPy does not take": (["--seed", str(2**32)], "--seed"),
     "key with a slash": (["--key-added", "a/b"], "--key-added 'a/b'"),
     "key that is taken": (["--key-added", "donor"], "--overwrite"),
     "confidence above one": (["--min-confidence", "90"], "90.0 is not a probability from 0 to 1"),
@@ -65,6 +66,8 @@ class TestBadInput:
             (["annotate", "in.h5ad", "in.h5ad"], "same file as IN"),
             (["annotate", "in.h5ad", "out.h5ad", "--model-dir", "full"], "not empty"),
             (["annotate", "in.h5ad", "out.h5ad", "--model-dir", "in.h5ad"], "is a file"),
+            (["annotate", "in.h5ad", "new.zarr", "--model-dir", "new.zarr"], "is in OUT"),
+            (["annotate", "in.h5ad", "new.zarr", "--checkpoint-dir", "new.zarr/run"], "create it first"),
             (["annotate", "in.h5ad", "folder.h5ad"], "is a folder"),
             (["annotate", "in.h5ad", "full.zarr", "--overwrite"], "no zarr store"),
             (["demo", "--dataset", "nothing", "--out", "demo"], "pbmc68k"),
@@ -107,16 +110,23 @@ class TestBadInput:
         [
             (lambda a: a.X.data.__setitem__(0, -1.0), "-1"),
             (lambda a: a.X.data.__setitem__(0, np.nan), "nan"),
+            (lambda a: a.X.data.__setitem__(0, 1e20), "too large to compute with"),
             (lambda a: setattr(a, "var_names", ["same"] * a.n_vars), "not unique"),
             (lambda a: setattr(a, "X", None), "no X"),
         ],
-        ids=["negative", "nan", "gene names", "no X"],
+        ids=["negative", "nan", "too large", "gene names", "no X"],
     )
     def test_values(self, in_file, spoil, expected):
         adata = make_cells()
         spoil(adata)
         adata.write_h5ad(in_file)
         assert_refused(call("annotate", in_file, in_file.with_name("out.h5ad")), expected)
+
+    def test_names_that_a_zarr_store_cannot_keep(self, in_file):
+        adata = make_cells()
+        adata.obs["a/b"] = 1
+        adata.write_h5ad(in_file)
+        assert_refused(call("annotate", in_file, in_file.with_name("out.zarr")), "slash in its name")
 
     def test_label_that_is_called_unassigned(self, in_file):
         adata = make_cells()

@@ -4,9 +4,10 @@ import json
 
 import anndata
 import pytest
-from _command_line import call
+from _command_line import assert_refused, call
 
 import cplmixvi as cpl
+from cplmixvi.cli._traverse import _named
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -77,3 +78,19 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, options, mes
     assert err.count("\n") == 1
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_types_may_have_commas():
+    names = ["T cell, CD4", "B cell", "T cell", "CD4"]
+    assert _named(None, names) is None
+    assert _named("T cell, CD4", names) == ["T cell, CD4"]
+    assert _named("B cell, T cell, CD4 ,T cell", names) == ["B cell", "T cell, CD4", "T cell"]
+    assert _named("no such", names) == ["no such"]
+
+
+def test_gene_sets_of_one_name_are_refused(folder, tmp_path):
+    for text, message in (("a\t\tgene00\na\t\tgene01\n", "another gene set 'a'"), ("markers\t\tgene00\n", "rename it")):
+        (tmp_path / "sets.gmt").write_text(text)
+        options = ["--model-dir", folder / "model", "--gene-sets", tmp_path / "sets.gmt"]
+        outcome = call("traverse", folder / "in.h5ad", tmp_path / "out.h5ad", *options)
+        assert_refused(outcome, message)

@@ -163,6 +163,34 @@ def test_log_values_train(adata, likelihood, augment):
     assert np.isfinite(model.get_elbo())
 
 
+@pytest.mark.parametrize(("likelihood", "augment"), [("normal", "auto"), ("bernoulli", "auto"), ("normal", "noise")])
+def test_decoded_values_are_those_of_cells_and_not_of_their_copies(adata, likelihood, augment):
+    """Copies without some of the values have a smaller mean."""
+    values = cpl.pp.log_normalize(adata.X).toarray() if likelihood == "normal" else (adata.X > 0).toarray()
+    adata.layers["values"] = values.astype(np.float32)
+    model = quick(adata, epochs=60, setup={"layer": "values"}, likelihood=likelihood, augment=augment)
+    decoded, real = model.get_normalized_expression().to_numpy().mean(0), adata.layers["values"].mean(0)
+    assert decoded @ real / (real @ real) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("unit", ["relative", "of all genes"])
+def test_size_factors_of_any_unit_give_the_same_fit(adata, unit):
+    depth = np.asarray(adata.X.sum(1)).ravel()
+    adata.obs["factor"] = depth / np.median(depth) if unit == "relative" else 3 * depth
+    scvi.settings.seed = 0
+    expected = quick(adata.copy(), epochs=5)
+    scvi.settings.seed = 0
+    model = quick(adata, epochs=5, setup={"size_factor_key": "factor"})
+    assert model.module.size_factor_scale * adata.obs["factor"].iloc[0] == pytest.approx(depth[0])
+    assert float(model.get_elbo()) == pytest.approx(float(expected.get_elbo()), rel=1e-3)
+    drawn = model.posterior_predictive_sample().sum()
+    assert float(drawn) == pytest.approx(depth.sum(), rel=0.05)
+    adata.obs["factor"] = 0.0
+    cpl.CplMixVI.setup_anndata(adata, size_factor_key="factor")
+    with pytest.raises(ValueError, match="not positive"):
+        cpl.CplMixVI(adata, 3)
+
+
 def test_binary_values_train(adata):
     adata.layers["binary"] = (adata.X > 0).astype(np.float32)
     model = quick(adata, setup={"layer": "binary"}, likelihood="bernoulli")

@@ -180,6 +180,21 @@ def test_single_precision_keeps_large_dispersions(least, monkeypatch):
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("least", [0, 10**9])
+@pytest.mark.parametrize("log_theta", [30.0, 60.0, 100.0])
+def test_genes_that_vary_like_poisson_counts_have_their_likelihood(least, log_theta, monkeypatch):
+    monkeypatch.setattr(_compiled, "MIN_VALUES", least)
+    likelihood = likelihood_class("nb")(N_HIDDEN, N_GENES)
+    x, hidden = counts().float(), torch.randn(N_CELLS, N_HIDDEN)
+    library = x.sum(1, keepdim=True).clamp_min(1)
+    with torch.no_grad():
+        likelihood.log_theta.fill_(log_theta)
+        found = likelihood.score(hidden, library, x)
+        rate = library * torch.softmax(likelihood.output(hidden), -1)
+        expected = torch.distributions.Poisson(rate).log_prob(x).sum(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["nb", "zinb", "poisson", "normal", "mse", "bernoulli"])
 def test_scores_are_those_of_the_distributions(name):
     likelihood = likelihood_class(name)(N_HIDDEN, N_GENES).double()

@@ -4,9 +4,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import cplmixvi as cpl
 from cplmixvi.tl._gene_sets import read_gmt, resolve_gene_sets
+from cplmixvi.tl._leakage import standard_deviation
 from cplmixvi.tl._traversal import monotonicity
 
 
@@ -24,6 +26,11 @@ def annotated(fitted_states):
     # The simulated type that each category found.
     of = pd.crosstab(adata.obs["cplmixvi"], adata.obs["type"]).idxmax(axis=1).to_dict()
     return adata, model, of
+
+
+def test_deviations_of_a_million_cells_are_not_rounded_away():
+    values = np.random.default_rng(0).normal(6, 0.1, (1_000_000, 2)).astype(np.float32)
+    np.testing.assert_allclose(standard_deviation(sparse.csr_matrix(values)), 0.1, rtol=0.01)
 
 
 class TestTraverse:

@@ -38,6 +38,9 @@ class Augmenter(nn.Module):
     #: Whether copies differ by more than an encoder learns to see through in a usual training, so that arms need
     #: :meth:`normal_form`. Where they do not, arms learn more without it.
     moves_far: bool = False
+    #: Whether copies lack or blur what was measured in a cell, so that arms reconstruct the cell and not its copy: the
+    #: mean of such copies is not that of the cells.
+    corrupts: bool = False
     #: Columns of ``obs`` that copies change and types must not follow.
     nuisance_keys: tuple[str, ...] = ()
 
@@ -105,6 +108,24 @@ class Augmenter(nn.Module):
             Copies, same shape and scale as ``x``.
         """
         raise NotImplementedError
+
+    def draw(
+        self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a copy of every cell, and say what an arm is to reconstruct from it.
+
+        Parameters
+        ----------
+        x, tensors
+            See :meth:`forward`.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            The copies, and these again, or the cells themselves where copies are corrupted; each of the shape of ``x``.
+        """
+        copy = self(x, tensors)
+        return copy, x if self.corrupts else copy
 
 
 class Identity(Augmenter):
@@ -178,6 +199,16 @@ class Compose(Augmenter):
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw from each augmenter in turn."""
+        return self.draw(x, tensors)[0]
+
+    def draw(
+        self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw from each augmenter in turn; what is reconstructed are the copies before the first that corrupts."""
+        copy = target = x
         for augmenter in self.augmenters:
-            x = augmenter(x, tensors)
-        return x
+            if copy is target:
+                copy, target = augmenter.draw(copy, tensors)
+            else:
+                copy = augmenter(copy, tensors)
+        return copy, target

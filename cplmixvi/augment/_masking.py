@@ -11,7 +11,8 @@ class GeneMasking(Augmenter):
     r"""Set each value to zero with probability ``rate``, independently.
 
     :math:`x_a = x \odot m`, :math:`m_g \sim \mathrm{Bernoulli}(1 - \text{rate})`. On log values and on counts
-    alike a zero means "not detected", which is also how dropout shows in single-cell data.
+    alike a zero means "not detected", which is also how dropout shows in single-cell data. Arms reconstruct the cell
+    without the mask.
 
     Parameters
     ----------
@@ -23,6 +24,8 @@ class GeneMasking(Augmenter):
     ValueError
         If ``rate`` is outside ``[0, 1)``.
     """
+
+    corrupts = True
 
     def __init__(self, rate: float = 0.2):
         super().__init__()

@@ -10,7 +10,7 @@ from ._base import Augmenter
 class GaussianNoise(Augmenter):
     r"""Add noise to the detected values: :math:`x_a = \max(x + \sigma\epsilon, 0)` where :math:`x > 0`.
 
-    Zeros stay zeros: an undetected gene is not made detected by noise.
+    Zeros stay zeros: an undetected gene is not made detected by noise. Arms reconstruct the cell without the noise.
 
     Parameters
     ----------
@@ -22,6 +22,8 @@ class GaussianNoise(Augmenter):
     ValueError
         If ``sd`` is negative.
     """
+
+    corrupts = True
 
     def __init__(self, sd: float = 0.2):
         super().__init__()

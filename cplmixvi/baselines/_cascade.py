@@ -41,7 +41,7 @@ class CascadeArm(Arm):
             Of the cells.
         """
         counts = x if self.library is None else torch.expm1(x)
-        library = x.new_ones(len(x), 1) if self.library is None else self.library.expand(len(x), 1)
+        library = x.new_ones(len(x), 1) if self.library is None else self.library.to(x).expand(len(x), 1)
         columns = []
         for index in range(self.n_categories):
             c = nn.functional.one_hot(torch.full((len(x),), index, device=x.device), self.n_categories).to(x.dtype)
@@ -151,7 +151,6 @@ class CascadeModule(SingleArmModule):
 
     def inference(self, *args, **kwargs) -> dict:
         """See :meth:`CplMixVAE.inference`."""
-        # The depth is a buffer, which may have moved to another device or been loaded.
         self._set_stage()
         return super().inference(*args, **kwargs)
 
@@ -163,7 +162,7 @@ class CascadeModule(SingleArmModule):
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
         """Objective of a minibatch; ``kl_weight`` scales the weights of all divergences."""
-        output, reconstruction = self.reconstructed(inference_outputs, generative_outputs)
+        output, reconstruction = self.reconstructed(tensors, inference_outputs, generative_outputs)
         divergence = 0.5 * (output.variance + output.mean.square() - 1 - output.variance.log())
         beta = divergence.new_full((self.n_state,), self.beta_high)
         beta[: self.n_released] = self.beta_low

@@ -271,7 +271,7 @@ class InfoGANModule(SingleArmModule):
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
         """How unlike real images are to those generated from what is read from them: shown, and not trained on."""
-        _, reconstruction = self.reconstructed(inference_outputs, generative_outputs)
+        _, reconstruction = self.reconstructed(tensors, inference_outputs, generative_outputs)
         return LossOutput(
             loss=reconstruction.mean(),
             reconstruction_loss=reconstruction,

@@ -97,7 +97,7 @@ class JointModule(SingleArmModule):
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
         """Objective of a minibatch; ``kl_weight`` scales the weight of both divergences."""
-        output, reconstruction = self.reconstructed(inference_outputs, generative_outputs)
+        output, reconstruction = self.reconstructed(tensors, inference_outputs, generative_outputs)
         kl_state = kl_normal(output.mean, output.variance)
         kl_category = (output.log_qc.exp() * output.log_qc).sum(-1) + math.log(self.n_categories)
         of_state, of_category = self.capacities

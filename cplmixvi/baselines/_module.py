@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from cplmixvi._constants import TARGETS_KEY
 from cplmixvi.module import ArmOutput, CplMixVAE
 
 from ._images import refuse_what_images_lack, with_convolutions
@@ -52,11 +53,13 @@ class SingleArmModule(CplMixVAE):
             (arm,) = self.arms
             with_convolutions(arm, n_input, image_shape, n_channels)
 
-    def reconstructed(self, inference_outputs: dict, generative_outputs: dict) -> tuple[ArmOutput, torch.Tensor]:
+    def reconstructed(
+        self, tensors: dict, inference_outputs: dict, generative_outputs: dict
+    ) -> tuple[ArmOutput, torch.Tensor]:
         """What the arm says of a minibatch, and its reconstruction error, nats, ``(n_cells,)``."""
-        (output,), (view,) = inference_outputs["arms"], inference_outputs["views"]
+        (output,), (target,) = inference_outputs["arms"], tensors.get(TARGETS_KEY, inference_outputs["views"])
         (decoded,) = generative_outputs["decoded"]
-        return output, -self.arms[0].likelihood.score(*decoded, view)
+        return output, -self.arms[0].likelihood.score(*decoded, target)
 
     def dual_step(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the step."""

@@ -31,30 +31,30 @@ class Options:
 
     source: Path
     output: Path
-    layer: str | None = None
-    n_categories: int | None = None
-    n_state: int = 2
-    n_arms: int = 2
-    batch_key: str | None = None
-    labels_key: str | None = None
-    unlabeled_category: str = "unknown"
-    likelihood: str = "nb"
-    augment: str = "auto"
-    hvg: int = 2000
-    max_epochs: int | None = None
-    seed: int = 0
-    key_added: str = "cplmixvi"
-    min_confidence: float = 0.0
-    top_k: int | None = None
-    backed: bool = False
-    overwrite: bool = False
-    model_dir: Path | None = None
-    checkpoint_dir: Path | None = None
-    checkpoint_every: int | None = None
-    resume: bool = False
-    threads: int | None = None
-    accelerator: str = "auto"
-    quiet: bool = False
+    layer: str | None
+    n_categories: int | None
+    n_state: int
+    n_arms: int
+    batch_key: str | None
+    labels_key: str | None
+    unlabeled_category: str
+    likelihood: str
+    augment: str
+    hvg: int
+    max_epochs: int | None
+    seed: int
+    key_added: str
+    min_confidence: float
+    top_k: int | None
+    backed: bool
+    overwrite: bool
+    model_dir: Path | None
+    checkpoint_dir: Path | None
+    checkpoint_every: int | None
+    resume: bool
+    threads: int | None
+    accelerator: str
+    quiet: bool
 
 
 def annotate_file(options: Options) -> dict[str, str | int | float | None]:
@@ -112,10 +112,13 @@ def _check_paths(options: Options) -> None:
     _files.check_output(options.output, options.source, overwrite=options.overwrite)
     if options.backed:
         _backed.check(options.source, options.output, options.layer)
+    places = {"IN": options.source, "OUT": options.output}
     if options.model_dir is not None:
         _files.check_model_dir(options.model_dir, overwrite=options.overwrite)
+        _files.check_apart(options.model_dir, "--model-dir", **places)
     if options.checkpoint_dir is not None:
         _files.check_checkpoint_dir(options.checkpoint_dir, resume=options.resume)
+        _files.check_apart(options.checkpoint_dir, "--checkpoint-dir", **places)
     for option, given in (("--resume", options.resume), ("--checkpoint-every", options.checkpoint_every is not None)):
         if given and options.checkpoint_dir is None:
             raise InputError(f"{option} needs a folder of checkpoints; name it with --checkpoint-dir.")
@@ -135,6 +138,7 @@ def _prepare(options: Options, reporter: Reporter, scratch: Path | None) -> tupl
     _check_accelerator(options.accelerator)
     adata = _files.read(options.source) if scratch is None else _backed.read(options.source)
     _check_names(adata, options)
+    _files.check_names(adata, options.output)
     _check_destination(adata, options)
     scvi.settings.seed = options.seed
     fitting = {"likelihood": options.likelihood, "batch_key": options.batch_key}
@@ -257,6 +261,8 @@ def _check_names(adata: AnnData, options: Options) -> None:
             f"--layer {options.layer!r} is not in IN; layers there: {_files.layers_in(adata)}; name one of "
             "these, or leave the option out to use X."
         )
+    if options.backed and adata.X is None:
+        raise InputError("--backed reads X, and IN has no X; leave --backed out, and name a layer with --layer.")
     if options.layer is None and adata.X is None:
         raise InputError(f"IN has no X; layers there: {_files.layers_in(adata)}; name one with --layer.")
     for option, column in (("--batch-key", options.batch_key), ("--labels-key", options.labels_key)):
@@ -323,15 +329,19 @@ def write_back(
     overwrite: bool = False,
     values_of: AnnData | None = None,
 ) -> None:
-    """Annotate all cells, and take out what scvi-tools leaves behind in an AnnData that it has seen.
-
-    Values are those of ``values_of`` where ``adata`` has none.
-    """
+    """Annotate all cells. Values are those of ``values_of`` where ``adata`` has none."""
     from cplmixvi import tl
 
-    before = set(adata.obs) | set(adata.uns)
     options = {"min_confidence": min_confidence, "top_k": top_k, "overwrite": overwrite}
-    tl.annotate(adata, model, key_added=key, values_of=values_of, **options)
+    with without_traces(adata):
+        tl.annotate(adata, model, key_added=key, values_of=values_of, **options)
+
+
+@contextmanager
+def without_traces(adata: AnnData) -> Iterator[None]:
+    """Take out in the end what scvi-tools leaves behind in an AnnData that it has seen in the block."""
+    before = set(adata.obs) | set(adata.uns)
+    yield
     for entries in (adata.obs, adata.uns):
         for name in [name for name in entries if str(name).startswith("_scvi") and name not in before]:
             del entries[name]

@@ -26,6 +26,9 @@ _FLAGS = re.compile(
     r"\b(n_categories|n_state|n_arms|batch_key|labels_key|unlabeled_category|key_added|likelihood|layer|augment|"
     r"max_epochs|categories|gene_sets|n_steps|checkpoint_dir|checkpoint_every|seed)="
 )
+#: What the library says to do in Python, and what that is on the command line.
+_IN_PYTHON = re.compile(r"call cplmixvi\.tl\.annotate\(.*?\) with this one first")
+_LARGEST_SEED = 2**32 - 1
 
 app = typer.Typer(name=PROGRAM, add_completion=False, help="Cell types and their states from coupled mixture VAEs.")
 
@@ -41,7 +44,8 @@ def run(argv: Sequence[str] | None) -> int:
     except (InputError, ValueError) as error:
         if not is_message(error):
             raise
-        return _refuse(_FLAGS.sub(_flag, str(error)).replace("overwrite=True", "--overwrite"))
+        text = _IN_PYTHON.sub("annotate with this model first, or name its annotation with --key-added", str(error))
+        return _refuse(_FLAGS.sub(_flag, text).replace("overwrite=True", "--overwrite"))
     except (KeyboardInterrupt, typer.Abort):
         return _EXIT_INTERRUPTED
     except SystemExit as leaving:
@@ -129,7 +133,7 @@ def annotate(
     ] = "auto",
     hvg: Annotated[int, typer.Option(min=0, help="Fit this many highly variable genes; 0 for all genes.")] = 2000,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of all random numbers.")] = 0,
     key_added: Annotated[str, typer.Option(help="Name of the result in the AnnData.")] = "cplmixvi",
     min_confidence: Annotated[
         float,
@@ -252,7 +256,7 @@ def demo(
     dataset: Annotated[str, typer.Option(help="Name of a data set in cplmixvi.datasets.")] = "pbmc68k",
     out: Annotated[Path, typer.Option(help="Folder for the annotated cells and two pictures.")] = Path("demo"),
     labels: Annotated[str | None, typer.Option(help="Column of obs with the reference types.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of all random numbers.")] = 0,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")

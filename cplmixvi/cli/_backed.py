@@ -90,7 +90,8 @@ def select(path: Path, adata: AnnData, scratch: Path, n_top: int, likelihood: st
             some = AnnData(values[np.sort(rows)], obs=adata.obs.iloc[np.sort(rows)], var=adata.var)
             genes = pp.select_genes(some, n_top, likelihood=likelihood, batch_key=batch_key)
         obs = adata.obs[[] if batch_key is None else [batch_key]]
-        AnnData(obs=obs, var=adata.var.loc[genes, []]).write_h5ad(scratch)
+        with _files.all_strings():
+            AnnData(obs=obs, var=adata.var.loc[genes, []]).write_h5ad(scratch)
         with h5py.File(scratch, "r+") as target:
             is_empty = np.zeros(adata.n_obs, dtype=bool)
             for row, _, block in iter_blocks(values):
@@ -123,7 +124,7 @@ def write(source: Path, annotated: AnnData, output: Path) -> None:
     from anndata.io import write_elem
 
     shutil.copyfile(source, output)
-    with h5py.File(output, "r+") as file:
+    with _files.all_strings(), h5py.File(output, "r+") as file:
         write_elem(file, "obs", annotated.obs)
         write_elem(file, "obsm", dict(annotated.obsm))
         write_elem(file, "uns", dict(annotated.uns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def check_checkpoint_dir(path: Path, *, resume: bool) -> None:
 
 def has_checkpoints(path: Path) -> bool:
     """Whether there are checkpoints in the folder ``path``; nothing is imported to find out."""
-    return path.is_dir() and any(path.glob("epoch_*"))
+    return path.is_dir() and any(re.fullmatch(r"epoch_\d+", entry.name) for entry in path.iterdir())
 
 
 def _check_suffix(path: Path, name: str) -> None:
@@ -223,7 +224,43 @@ def _swap(new: Path, path: Path, *, aside: Path) -> None:
 
 def write(adata: AnnData, path: Path) -> None:
     """Write ``adata`` to an .h5ad file (compressed) or a zarr store."""
-    if path.suffix == ".h5ad":
-        adata.write_h5ad(path, compression="gzip")
+    with all_strings():
+        if path.suffix == ".h5ad":
+            adata.write_h5ad(path, compression="gzip")
+        else:
+            adata.write_zarr(path)
+
+
+@contextmanager
+def all_strings() -> Iterator[None]:
+    """Let what is written have strings that may be missing, which a file that was read may have; as before afterwards.
+
+    AnnData refuses them by default, for the sake of readers that do not know them.
+    """
+    import anndata as ad
+
+    if hasattr(ad.settings, "allow_write_nullable_strings"):
+        with ad.settings.override(allow_write_nullable_strings=True):
+            yield
     else:
-        adata.write_zarr(path)
+        yield
+
+
+def check_names(adata: AnnData, path: Path) -> None:
+    """Raise InputError if a name in ``adata`` cannot be one in the file ``path``."""
+    if path.suffix != ".zarr":
+        return
+    for place in ("obs", "var", "layers", "obsm", "varm", "obsp", "varp", "uns"):
+        for name in getattr(adata, place):
+            if "/" in str(name):
+                raise InputError(
+                    f"{place}[{str(name)!r}] of IN has a slash in its name, which a zarr store cannot keep; rename it, "
+                    "or write an .h5ad file."
+                )
+
+
+def check_apart(folder: Path, name: str, **others: Path) -> None:
+    """Raise InputError if ``folder`` is one of the ``others``, or in it."""
+    for other, path in others.items():
+        if path.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise InputError(f"{name} {str(folder)!r} is in {other} {str(path)!r}; name a folder of its own.")

@@ -54,10 +54,30 @@ class Reporter:
             self.say(f"warning: {message}")
 
 
+class _Printed(io.TextIOBase):
+    """What libraries print, for stderr; but not what scvi-tools prints of an exception that is raised anyway."""
+
+    _drops = False
+
+    def write(self, text: str) -> int:
+        # A line is printed in several parts.
+        self._drops = self._drops or text.startswith("Exception raised during training.")
+        if not self._drops:
+            sys.stderr.write(text)
+        self._drops = self._drops and not text.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+
 @contextmanager
 def clean_stdout() -> Iterator[None]:
     """Send to stderr what libraries print, such as scvi-tools' progress bar."""
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(_Printed()):
         yield
 
 

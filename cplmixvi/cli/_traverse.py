@@ -11,7 +11,7 @@ import numpy as np
 
 from cplmixvi._constants import LEGACY_MODEL_FILE, MODEL_FILE
 from cplmixvi.cli import _files
-from cplmixvi.cli._annotate import write_back
+from cplmixvi.cli._annotate import without_traces, write_back
 from cplmixvi.cli._errors import InputError, one_line
 from cplmixvi.cli._report import Reporter, calm_libraries, clean_stdout, swallowed, thread_limit
 
@@ -30,14 +30,14 @@ class Options:
     source: Path
     output: Path
     model_dir: Path
-    categories: str | None = None
-    gene_sets: Path | None = None
-    n_steps: int = 11
-    key_added: str = "cplmixvi"
-    state_genes: int = 100
-    overwrite: bool = False
-    threads: int | None = None
-    quiet: bool = False
+    categories: str | None
+    gene_sets: Path | None
+    n_steps: int
+    key_added: str
+    state_genes: int
+    overwrite: bool
+    threads: int | None
+    quiet: bool
 
 
 def traverse_file(options: Options) -> dict[str, str | int | float | None]:
@@ -62,12 +62,11 @@ def traverse_file(options: Options) -> dict[str, str | int | float | None]:
         with swallowed():
             stack.enter_context(thread_limit(options.threads))
             adata, model, layer = _read(options)
-        before = set(adata.obs) | set(adata.uns)
-        chosen = None if options.categories is None else [name.strip() for name in options.categories.split(",")]
-        with clean_stdout():
+        with clean_stdout(), without_traces(adata):
             is_annotated = options.key_added in adata.uns
             if not is_annotated:
                 write_back(adata, model, options.key_added, overwrite=options.overwrite)
+            chosen = _named(options.categories, [str(name) for name in adata.uns[options.key_added]["categories"]])
             result = tl.traverse(adata, model, chosen, options.gene_sets, options.n_steps, key_added=options.key_added)
             if options.state_genes:
                 tl.state_genes(adata, options.key_added, layer=layer, n_genes=options.state_genes)
@@ -76,7 +75,6 @@ def traverse_file(options: Options) -> dict[str, str | int | float | None]:
         reporter.release()
         if not is_annotated:
             reporter.say("the cells had no annotation of that name and have been annotated first")
-        _drop_traces(adata, before)
         reporter.say(f"writing {options.output}")
         with _files.replacing(options.output) as path:
             _files.write(adata, path)
@@ -128,8 +126,14 @@ def _read(options: Options) -> tuple[AnnData, CplMixVI, str | None]:
     return adata, model, layer
 
 
-def _drop_traces(adata: AnnData, before: set) -> None:
-    """Take out what scvi-tools leaves behind in an AnnData that it has seen."""
-    for entries in (adata.obs, adata.uns):
-        for name in [name for name in entries if str(name).startswith("_scvi") and name not in before]:
-            del entries[name]
+def _named(text: str | None, names: list[str]) -> list[str] | None:
+    """Names between commas, which may have commas themselves; `None` for all."""
+    if text is None:
+        return None
+    parts, found = text.split(","), []
+    while parts:
+        lengths = (n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in names)
+        length = next(lengths, 1)
+        found.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return found

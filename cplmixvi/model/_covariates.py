@@ -1,4 +1,4 @@
-"""Batches and other covariates of new cells: those that the model knows, or none at all."""
+"""Batches and other covariates of cells: those that the model knows, or none at all; and how deep cells are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+
+from cplmixvi import pp
 
 #: Values that are named in a message, at most.
 _NAMED = 5
@@ -56,6 +59,31 @@ def as_of_anndata(registry: dict) -> dict:
         batch = registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]
         batch["state_registry"] |= {"categorical_mapping": np.array([0]), "original_key": "_scvi_batch"}
     return registry
+
+
+def depth_of(manager: AnnDataManager) -> dict[str, float]:
+    """Depth of a typical cell, and molecules of the model's genes per unit of its size factor where there are any.
+
+    Size factors of one tool are molecules, of another relative to a typical cell, or of all genes where the model has
+    some; the decoder's shares add up to one, so that they have to be molecules of the model's genes.
+
+    Raises
+    ------
+    ValueError
+        If a size factor is not positive.
+    """
+    depth = pp.library_size(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+    found = {"target_library": float(np.median(depth))}
+    key = manager.registry["setup_args"].get("size_factor_key")
+    if key is not None:
+        factor = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float).ravel()
+        if (factor <= 0).any():
+            raise ValueError(
+                f"obs[{key!r}] has size factors that are not positive ({(factor <= 0).sum()} of {len(factor)} cells): "
+                "mend them, or leave size_factor_key out."
+            )
+        found["size_factor_scale"] = float(np.median(depth / factor))
+    return found
 
 
 def known_batches(registry: dict) -> list | None:

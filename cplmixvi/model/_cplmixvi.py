@@ -28,7 +28,7 @@ from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter, Minibatches
 from ._augmenter import AugmenterMixin
 from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
-from ._covariates import as_of_anndata, check_known
+from ._covariates import as_of_anndata, check_known, depth_of
 from ._devices import check_several
 from ._failure import as_it_was_on_failure
 from ._genes import align_genes
@@ -150,7 +150,7 @@ class CplMixVI(
                 allow_empty_cells=allow_empty_cells,
             )
             if likelihood in COUNT_LIKELIHOODS:
-                module_kwargs.setdefault("target_library", float(np.median(pp.library_size(values))))
+                module_kwargs = {**depth_of(self.adata_manager), **module_kwargs}
         augmenter.build(self.summary_stats.n_vars, likelihood, module_kwargs.get("target_library", 1e4))
         self.n_state, self.n_arms, self.likelihood = n_state, n_arms, likelihood
         self.allow_empty_cells = allow_empty_cells

@@ -235,6 +235,9 @@ class PersistenceMixin(Mixin):
         """Make the model anew."""
         init_params = part(saved, "init_params")
         keywords = {name: value for group in init_params["kwargs"].values() for name, value in group.items()}
+        if registry["setup_args"].get("size_factor_key") is not None:
+            # Models of version 0.1 took size factors as they are.
+            keywords.setdefault("size_factor_scale", 1.0)
         model = cls(adata, registry=registry, **init_params["non_kwargs"], **keywords)
         model.init_params_ = init_params
         return model
@@ -369,7 +372,7 @@ def _fitting_together(path: Path) -> Iterator[None]:
     """Say of what Python says about arguments and entries of a file that it is the file that is wrong."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         said = " ".join(str(error).split())
         raise io.ModelFileError(
             f"What is in {str(path)!r} does not fit together ({type(error).__name__}: {said}); copy or save the model "

@@ -18,8 +18,8 @@ from ._mixin import Mixin
 
 logger = logging.getLogger(__name__)
 
-#: Below this score, of at most 1, two halves of the data hardly agree on any types.
-WEAK = 0.25
+#: Below this adjusted Rand index two halves of the data hardly agree on any types.
+WEAK = 0.2
 
 
 class SelectionMixin(Mixin):
@@ -111,7 +111,7 @@ class SelectionMixin(Mixin):
         self.selection_ = selection.table.reset_index().to_dict(orient="list")
         logger.info("Found %d categories, of %d numbers tried.", selection.n_categories, len(selection.table))
         best = selection.table.loc[selection.n_categories]
-        if best["score"] < WEAK:
+        if best["ari"] < WEAK:
             warnings.warn(
                 f"Two halves of the data agree on the category of {best['agreement']:.0%} of cells only, with "
                 f"{selection.n_categories} categories, and less with other numbers: there may be no distinct types.",

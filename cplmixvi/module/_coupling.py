@@ -24,8 +24,8 @@ class Disagreement(NamedTuple):
     distance2
         Squared distance summed over pairs of arms, shape ``(n_cells,)``.
     share
-        Distance between arms on a cell as a share of the distance between any arms on any cells, 0-d: 0 where arms
-        agree, 1 where a cell's arms are as far apart as those of different cells.
+        Half of the mean squared distance between two arms on a cell, as a share of that between any arms on any cells,
+        0-d: 0 where arms agree, one half where a cell's arms are as far apart as those of different cells.
     """
 
     distance2: torch.Tensor
@@ -87,7 +87,7 @@ class Coupling(nn.Module):
             raise ValueError(f"epsilon={epsilon!r} must lie between 0 and 1, or be None for a constant lam.")
         self.distance = distance
         self.momentum = momentum
-        self.n_pairs = n_arms * (n_arms - 1) // 2
+        self.n_arms, self.n_pairs = n_arms, n_arms * (n_arms - 1) // 2
         self.lam = DualWeight(lam, epsilon if self.n_pairs else None, rate=dual_rate)
         # A uniform simplex point has no variance; the variance of a fair K-way choice is the natural start.
         start = (1 / n_categories) * (1 - 1 / n_categories)
@@ -123,7 +123,9 @@ class Coupling(nn.Module):
         total = (fixed - (averaged(mean) if self.training else mean)).square().sum()
         if self.training:
             within, total = summed(torch.stack([within, total]))
-        return Disagreement(pairwise_distance2(coordinates), within / total.clamp_min(1e-12))
+        # The variance about the mean of few arms is too small.
+        unbiased = self.n_arms / (self.n_arms - 1)
+        return Disagreement(pairwise_distance2(coordinates), 0.5 * unbiased * within / total.clamp_min(1e-12))
 
     def _variance(self, log_q: torch.Tensor) -> torch.Tensor:
         running: torch.Tensor = self.running_variance

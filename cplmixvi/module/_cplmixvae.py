@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Distribution, Normal
 
 from cplmixvi._compiled import scaled_log1p
-from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY, KNOWN_KEY
+from cplmixvi._constants import COPIES_KEY, COUNT_LIKELIHOODS, GUIDE_KEY, KNOWN_KEY, TARGETS_KEY
 from cplmixvi._processes import averaged, n_processes
 from cplmixvi.augment import Augmenter, Identity
 
@@ -68,6 +68,8 @@ class CplMixVAE(BaseModuleClass):
     use_size_factor_key
         Whether a size factor in minibatches takes the place of the library. Some data modules give one that nobody has
         registered, relative to the minibatch.
+    size_factor_scale
+        Molecules of these genes per unit of the size factor.
 
     Notes
     -----
@@ -108,11 +110,12 @@ class CplMixVAE(BaseModuleClass):
         guide_epsilon: float | None = 0.03,
         n_labels: int = 0,
         use_size_factor_key: bool = True,
+        size_factor_scale: float = 1.0,
     ):
         super().__init__()
         self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
         self.n_labels, self.n_batch = n_labels, n_batch
-        self.use_size_factor_key = use_size_factor_key
+        self.use_size_factor_key, self.size_factor_scale = use_size_factor_key, size_factor_scale
         #: Set where only the weights of batches after the first so many may learn.
         self.n_known_batches: int | None = None
         self.on_counts = likelihood in COUNT_LIKELIHOODS
@@ -164,13 +167,17 @@ class CplMixVAE(BaseModuleClass):
                     part.eval()
         return self
 
-    # ------------------------------------------------------------------ inputs
-
     @torch.no_grad()
     def draw_copies(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """One independent copy of the minibatch per arm, each ``(n_cells, n_genes)``."""
+        return self.with_copies(tensors)[COPIES_KEY]
+
+    @torch.no_grad()
+    def with_copies(self, tensors: dict[str, torch.Tensor]) -> dict:
+        """A minibatch with an independent copy of it for every arm, and what the arm reconstructs from that."""
         x = tensors[REGISTRY_KEYS.X_KEY].float()
-        return [self.augmenter(x, tensors) for _ in range(self.n_arms)]
+        copies, targets = zip(*(self.augmenter.draw(x, tensors) for _ in range(self.n_arms)), strict=True)
+        return {**tensors, COPIES_KEY: list(copies), TARGETS_KEY: list(targets)}
 
     def encoder_input(self, x: torch.Tensor, depth: float = 1.0) -> torch.Tensor:
         r"""What an encoder reads: :math:`\log(1 + x\,\ell_0/\ell)` of counts, other values unchanged.
@@ -193,21 +200,20 @@ class CplMixVAE(BaseModuleClass):
     def _get_generative_input(self, tensors: dict[str, torch.Tensor], inference_outputs: dict) -> dict:
         return {
             "arms": inference_outputs["arms"],
-            "library": self._library(tensors, inference_outputs["views"]),
+            "library": self._library(tensors, tensors.get(TARGETS_KEY, inference_outputs["views"])),
             "covariates": Covariates.of(tensors),
         }
 
     def _library(self, tensors: dict[str, torch.Tensor], views: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Library size of what each arm saw; a registered size factor is scaled by the share that was kept."""
+        """Library size of what each arm reconstructs; a registered size factor is scaled by the share that was kept."""
         totals = [view.sum(-1, keepdim=True) for view in views]
         size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
         if size_factor is not None and self.use_size_factor_key:
             whole = tensors[REGISTRY_KEYS.X_KEY].sum(-1, keepdim=True).clamp_min(1.0)
-            return [size_factor * (total / whole).clamp_min(1e-6) for total in totals]
+            size = self.size_factor_scale * size_factor
+            return [size * (total / whole).clamp_min(1e-6) for total in totals]
         # A copy may have lost every molecule; a rate of zero has no likelihood.
         return [total.clamp_min(1.0) for total in totals]
-
-    # ------------------------------------------------------------------- model
 
     @auto_move_data
     def inference(
@@ -312,8 +318,9 @@ class CplMixVAE(BaseModuleClass):
         arms in nats per cell, so that their sum is a negative evidence lower bound whatever the coupling.
         """
         outputs: list[ArmOutput] = inference_outputs["arms"]
-        parts = zip(self.arms, generative_outputs["decoded"], inference_outputs["views"], strict=True)
-        reconstruction = -torch.stack([arm.likelihood.score(*decoded, view) for arm, decoded, view in parts])
+        targets = tensors.get(TARGETS_KEY, inference_outputs["views"])
+        parts = zip(self.arms, generative_outputs["decoded"], targets, strict=True)
+        reconstruction = -torch.stack([arm.likelihood.score(*decoded, target) for arm, decoded, target in parts])
         states = zip(self.priors, outputs, strict=True)
         kl_state = torch.stack([kl_normal(state.mean, state.variance, *prior(state.c)) for prior, state in states])
         log_qc = torch.stack([output.log_qc for output in outputs])

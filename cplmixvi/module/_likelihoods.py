@@ -1,4 +1,4 @@
-"""Observation models: what a decoder's output means, and what an encoder reads."""
+"""Observation models: what a decoder's output means."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _RIDGE = 1e-3
 _LEAST = 1e-6
 #: Inverse dispersions that a gene can start with: moments of few molecules may say anything.
 _THETA_RANGE = (0.01, 100.0)
+#: Logarithm of the largest inverse dispersion: beyond, counts are Poisson, and single precision fails.
+_LARGEST_LOG_THETA = 20.0
 #: Standard deviation above the smallest that a gene starts with at least.
 _LEAST_SCALE = 0.01
 
@@ -165,10 +167,15 @@ class NegativeBinomialLikelihood(Likelihood):
         super().__init__(n_hidden, n_genes)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
 
+    @property
+    def _log_theta(self) -> torch.Tensor:
+        """Within what single precision can tell from Poisson counts."""
+        return self.log_theta.clamp(max=_LARGEST_LOG_THETA)
+
     def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
         """See :meth:`Likelihood.forward`."""
         scale = torch.softmax(self.output(hidden), dim=-1)
-        return NegativeBinomial(mu=library * scale, theta=self.log_theta.exp(), scale=scale)
+        return NegativeBinomial(mu=library * scale, theta=self._log_theta.exp(), scale=scale)
 
     _output_at = PoissonLikelihood._output_at
 
@@ -176,7 +183,7 @@ class NegativeBinomialLikelihood(Likelihood):
         self.log_theta.copy_(moments.inverse_dispersion().clamp(*_THETA_RANGE).log())
 
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._from_weights(NegativeBinomialScore, hidden, self.log_theta, library, x)
+        return self._from_weights(NegativeBinomialScore, hidden, self._log_theta, library, x)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
@@ -194,7 +201,7 @@ class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
         logits, zero_logits = self.output(hidden).split(self.n_genes, dim=-1)
         scale = torch.softmax(logits, dim=-1)
         return ZeroInflatedNegativeBinomial(
-            mu=library * scale, theta=self.log_theta.exp(), zi_logits=zero_logits, scale=scale
+            mu=library * scale, theta=self._log_theta.exp(), zi_logits=zero_logits, scale=scale
         )
 
     _score = Likelihood._score_by_distribution

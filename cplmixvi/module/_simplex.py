@@ -11,7 +11,7 @@ import torch
 
 from cplmixvi._processes import averaged, n_processes, summed
 
-#: Added inside logarithms and square roots, as in the reference (METHOD: one constant for both).
+#: Added inside logarithms and square roots, as in the reference implementation, which has one constant for both.
 EPS = 1e-8
 
 

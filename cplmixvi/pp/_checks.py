@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # exp(50) counts is no cell: larger values are not logarithms.
 _LARGEST_LOG = 50.0
+# Squares of larger values are rounded away, or are none, in single precision.
+_LARGEST = 1e8
 _NAMED = 3
 
 
@@ -96,7 +98,10 @@ def check_n_categories(n_categories: int, n_obs: int, labels: Sequence[str] = ()
 
 def _broken_rule(values: np.ndarray, likelihood: str) -> tuple[np.ndarray, str] | None:
     """Mask of the first kind of value that the likelihood cannot take, and its name."""
-    rules = [(~np.isfinite(values), "a value that is not finite")]
+    rules = [
+        (~np.isfinite(values), "a value that is not finite"),
+        (np.abs(values) > _LARGEST, "a value that is too large to compute with"),
+    ]
     if likelihood in COUNT_LIKELIHOODS:
         rules.append((values < 0, "a negative value"))
         if values.dtype.kind == "f":
@@ -107,7 +112,7 @@ def _broken_rule(values: np.ndarray, likelihood: str) -> tuple[np.ndarray, str] 
 
 
 _NEEDS = {
-    "count": ("whole counts >= 0", "name the layer with raw counts in setup_anndata, or use likelihood='normal'"),
+    "count": ("whole counts >= 0", "name the layer of the raw counts with layer='...', or use likelihood='normal'"),
     "log": ("finite values", "replace NaN and infinity, or drop those cells or genes"),
     "bernoulli": ("values in [0, 1]", "scale or binarise the values, or use likelihood='normal'"),
 }
@@ -128,6 +133,8 @@ def _raise_broken(block, bad, kind, start, likelihood, where, obs_names, var_nam
     needs, mend = _NEEDS[group]
     if kind == "a value that is not finite":
         mend = _NEEDS["log"][1]
+    elif "too large" in kind:
+        needs, mend = f"values up to {_LARGEST:g}", "mend or drop that cell or gene"
     raise ValueError(
         f"{where} has {kind} ({value} at cell {cell}, gene {gene}); likelihood={likelihood!r} needs {needs}: {mend}"
     )

@@ -142,9 +142,9 @@ def _labels(names: np.ndarray, final: np.ndarray, is_uncertain: np.ndarray) -> p
 
 def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
     """Remove what was made from an older result: it would not fit the new categories."""
-    adata.uns.pop(f"{keys.labels}_colors", None)
     earlier = adata.uns.get(keys.uns)
     if is_ours(earlier):
+        adata.uns.pop(f"{keys.labels}_colors", None)
         adata.uns.pop(keys.ranking, None)
         if keys.condition in adata.obs:
             del adata.obs[keys.condition]
@@ -267,7 +267,7 @@ def _check_free(adata: AnnData, keys: ResultKeys) -> None:
     if taken:
         raise ValueError(
             f"{', '.join(taken)} exist already and were not written by cplmixvi; "
-            "pass another key_added, or overwrite=True to replace them."
+            "pass another name by key_added=, or overwrite=True to replace them."
         )
 
 

@@ -41,6 +41,10 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
 }
 
 
+#: What the markers of the types are called among gene sets.
+MARKERS = "markers"
+
+
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
     """Gene sets of a file in the GMT format: one set a line, as name, description and genes between tabs.
 
@@ -57,7 +61,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     Raises
     ------
     ValueError
-        If the file cannot be read or a line has no gene.
+        If the file cannot be read, a line has no gene, or two sets have one name.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -76,6 +80,8 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
             raise ValueError(
                 f"Line {number} of {str(path)!r} is no gene set; GMT has name, description and genes between tabs."
             )
+        if name in sets:
+            raise ValueError(f"Line {number} of {str(path)!r} is another gene set {name!r}; rename one of them.")
         sets[name] = genes
     if not sets:
         raise ValueError(f"{str(path)!r} has no gene set; GMT has one a line.")
@@ -103,7 +109,8 @@ def resolve_gene_sets(
     Raises
     ------
     ValueError
-        If ``given`` has no set, is not of the kinds above, or no gene of all its sets is there.
+        If ``given`` has no set, is not of the kinds above, or has one of the name of the types' markers, or no gene of
+        all its sets is there.
     """
     genes = np.asarray(genes, dtype=str)
     upper = np.char.upper(genes)
@@ -111,6 +118,8 @@ def resolve_gene_sets(
     if given is None:
         return {name: positions for name, positions in found.items() if len(positions)}
     own = given if isinstance(given, Mapping) else read_gmt(given)
+    if MARKERS in own:
+        raise ValueError(f"gene_sets has a set {MARKERS!r}, which is what the types' markers are called; rename it.")
     wrong = [name for name, members in own.items() if isinstance(members, str)]
     if wrong:
         raise ValueError(f"gene_sets[{wrong[0]!r}] is a string; give a list of gene names.")

@@ -14,7 +14,7 @@ from scipy import sparse
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
 from cplmixvi.tl._annotate import ORIGIN, add_entries, read_labels
-from cplmixvi.tl._gene_sets import resolve_gene_sets
+from cplmixvi.tl._gene_sets import MARKERS, resolve_gene_sets
 from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._markers import rank_genes
 from cplmixvi.tl._traversal import MONOTONE, Traversal, effects, monotonicity
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cplmixvi.model import CplMixVI
 
 MAIN = "main"
-MARKERS = "markers"
 
 #: Types with fewer cells have no range of states worth the name.
 MIN_CELLS = 5
@@ -155,7 +154,7 @@ def _chosen(labels: pd.Categorical, categories: Sequence[str] | str | None) -> l
     if unknown or not chosen:
         raise ValueError(
             f"categories={categories!r}: {', '.join(map(repr, unknown)) or 'none given'}; categories of the annotation "
-            f"are {', '.join(labels.categories[:20])}; name some of these."
+            f"are {', '.join(map(repr, labels.categories[:20]))}; name some of these."
         )
     small = [name for name in chosen if sizes[name] < MIN_CELLS]
     if small:

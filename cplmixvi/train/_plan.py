@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from cplmixvi._constants import CELL_KEY, COPIES_KEY, GUIDE_KEY, KNOWN_KEY
+from cplmixvi._constants import CELL_KEY, GUIDE_KEY, KNOWN_KEY
 from cplmixvi._memory import KeptMemory
 from cplmixvi._processes import any_of, n_processes, process_index, same_everywhere, summed
 from cplmixvi.augment import AcrossLevels, Augmenter, Compose
@@ -253,7 +253,7 @@ class CplMixPlan(TrainingPlan):
     def _step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if "kl_weight" in self.loss_kwargs:
             self.loss_kwargs["kl_weight"] = self.kl_weight
-        batch = {**batch, COPIES_KEY: self.module.draw_copies(batch)}
+        batch = self.module.with_copies(batch)
         self.module.guided = bool(self._guide) and self.current_epoch < self.guided_fraction * self.trainer.max_epochs
         known = known_categories(self.module, batch)
         for guide in self._guide:

@@ -37,7 +37,7 @@ class Selection:
     table
         Indexed by ``n_categories``, ascending; means over pairs of fits:
 
-        - ``score``: ``agreement`` minus ``1 / n_categories``, what a blind choice would reach;
+        - ``score``: ``agreement`` plus a tenth of the logarithm of ``n_categories``, what more categories are worth;
         - ``agreement``: share of cells in the same category, categories matched one-to-one;
         - ``ari``: adjusted Rand index;
         - ``similarity``: of a category to its partner (Jaccard index: cells in both over cells in either), mean over
@@ -69,8 +69,10 @@ def select_n_categories(
 
     A Poisson count split by fair coins gives two independent Poisson counts, so that two fits share no noise
     (count splitting: Neufeld et al. 2024, Biostatistics 25:270). The score of a number :math:`K` is
-    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] - \frac1K` for the labels :math:`c_1, c_2` of two fits, matched
-    one-to-one.
+    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] + (1 - r)\log K` for the labels :math:`c_1, c_2` of two fits, matched
+    one-to-one, with :math:`r = 0.9`. Halves of the data that cut one of :math:`K` types of equal size alike in a share
+    :math:`r'` of its cells lose :math:`(1 - r') / K` of their agreement by that, and the logarithm grows by nearly
+    :math:`1 / K`: the cut is worth it where :math:`r' > r`, whatever the number of types.
 
     Parameters
     ----------
