@@ -48,7 +48,7 @@ METHODS = {
     "cplmixvi": "cplmixvi (2 arms, default)",
     "cplmixvi_3arms": "cplmixvi, 3 arms",
     "cplmixvi_5arms": "cplmixvi, 5 arms",
-    "cplmixvi_own_k": "cplmixvi, number of types of its own",
+    "cplmixvi_own_k": "cplmixvi, number of types not given",
 }
 OURS = ("cplmixvi_1arm", "cplmixvi", "cplmixvi_3arms", "cplmixvi_5arms", "cplmixvi_own_k")
 #: Those of ours that the figure has.
@@ -147,7 +147,7 @@ def write_readme(readme: Path, rows: list[dict]) -> None:
 def readme_results(rows: list[dict]) -> str:
     """Table of accuracy and ARI in Markdown, and what it leaves out: seeds, numbers found, and where baselines win."""
     scores, baselines = _with_best(rows)
-    labels = METHODS | {"best": f"best of {len(baselines)} baselines, each score on its own"}
+    labels = METHODS | {"best": f"best of {len(baselines)} baselines, for each score"}
     labels["cplmixvi"] = labels["cplmixvi"].replace("cplmixvi", "**cplmixvi**", 1)
     lines = ["| accuracy / ARI | " + " | ".join(DATA[data] for data in README_DATA) + " |"]
     lines.append("|---" * (len(README_DATA) + 1) + "|")
@@ -192,18 +192,18 @@ def _unseen(scores: dict[str, dict[str, dict[str, tuple[float, int]]]], baseline
     for score, name in README_SCORES.items():
         whole = [method for method in baselines if set(UNSEEN) <= set(scores[score][method])]
         best = max(whole, key=lambda method: mean(score, method))
-        parts.append(f"{name} {mean(score, 'cplmixvi'):.2f} against {mean(score, best):.2f} of {METHODS[best]}")
+        parts.append(f"{name} {mean(score, 'cplmixvi'):.2f} against {mean(score, best):.2f} ({METHODS[best]})")
     left_out = [data for data in README_DATA if data not in scores["ari"]["scvi_leiden"]]
     return (
-        f"{', '.join(UNSEEN)} had no part in any choice of the recipe. Means over them, with the best single baseline: "
-        f"{'; '.join(parts)}. Without scVI: {', '.join(left_out)}."
+        f"{', '.join(UNSEEN)} had no part in any choice of the recipe. Means over them, against the best single "
+        f"baseline: {'; '.join(parts)}. scVI was not run on {', '.join(left_out)}."
     )
 
 
 def _numbers_found(rows: list[dict]) -> str:
     found, given = means(rows, "n_categories")["cplmixvi_own_k"], {row["data"]: row["n_types"] for row in rows}
-    shown = [f"{DATA[data].split(' ')[0]} {found[data][0]:g} for {given[data]:g}" for data in DATA if data in found]
-    return f"Numbers of types of its own: {', '.join(shown)}."
+    shown = [f"{DATA[data].split(' ')[0]} {found[data][0]:g} ({given[data]:g})" for data in DATA if data in found]
+    return f"Number of types found (reference): {', '.join(shown)}."
 
 
 def _where_baselines_win(scores: dict[str, dict[str, dict[str, tuple[float, int]]]]) -> str:
@@ -212,7 +212,7 @@ def _where_baselines_win(scores: dict[str, dict[str, dict[str, tuple[float, int]
         best, ours = (scores[score][method] for method in ("best", "cplmixvi"))
         ahead = [d for d in README_DATA if d in best and d in ours and f"{best[d][0]:.2f}" > f"{ours[d][0]:.2f}"]
         parts.append(f"in {name} on {', '.join(ahead) if ahead else 'none'}")
-    return f"The best baseline is ahead of the default {' and '.join(parts)}."
+    return f"The best baseline beats the default {' and '.join(parts)}."
 
 
 def draw_types(rows: list[dict], path: Path) -> None:

@@ -103,69 +103,74 @@ def _probability(value: float) -> float:
 
 @app.command()
 def annotate(
-    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to annotate (or a .zarr store).")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Where to write them (.h5ad or .zarr).")],
-    layer: Annotated[str | None, typer.Option(help="Layer with the values to fit; X by default.")] = None,
+    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to annotate (.h5ad or .zarr).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Output file (.h5ad or .zarr).")],
+    layer: Annotated[str | None, typer.Option(help="Layer to fit; X by default.")] = None,
     n_categories: Annotated[
         str,
         typer.Option(
-            metavar="K|auto", callback=_n_categories, help="Types to look for; auto finds a number that data support."
+            metavar="K|auto", callback=_n_categories, help="Number of types; auto finds one that the data support."
         ),
     ] = "auto",
-    n_state: Annotated[int, typer.Option(min=1, help="Dimensions of the state.")] = 2,
-    n_arms: Annotated[int, typer.Option(min=1, help="Coupled arms; two or more give a consensus.")] = 2,
-    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
+    n_state: Annotated[int, typer.Option(min=1, help="Number of dimensions of the state.")] = 2,
+    n_arms: Annotated[int, typer.Option(min=1, help="Number of coupled arms; two or more give a consensus.")] = 2,
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batches.")] = None,
     labels_key: Annotated[
-        str | None, typer.Option(help="Column of obs with the types of some cells, to guide and name categories.")
+        str | None, typer.Option(help="Column of obs with the types of some cells; they guide and name categories.")
     ] = None,
     unlabeled_category: Annotated[
-        str, typer.Option(help="What cells without a label are called there; missing values are none either.")
+        str, typer.Option(help="Label of unlabelled cells in that column; missing values also count as unlabelled.")
     ] = "unknown",
     likelihood: Annotated[
-        str, typer.Option(help="nb, zinb or poisson for counts; normal or mse for log values; bernoulli for 0 to 1.")
+        str,
+        typer.Option(
+            help="nb, zinb or poisson for counts; normal or mse for log values; bernoulli for values from 0 to 1."
+        ),
     ] = "nb",
     augment: Annotated[
         str,
         typer.Option(
-            help="How the arms' copies of a cell differ: auto, thin, mask, noise, neighbours, across=COLUMN (a "
-            "condition that types must not follow), learned, affine (images), none, or several of these joined by +."
+            help="How the arms' copies of a cell are made: auto, thin, mask, noise, neighbours, across=COLUMN (a "
+            "condition that types must not follow), learned, affine (images), none, or several joined by +."
         ),
     ] = "auto",
-    hvg: Annotated[int, typer.Option(min=0, help="Fit this many highly variable genes; 0 for all genes.")] = 2000,
-    max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of all random numbers.")] = 0,
-    key_added: Annotated[str, typer.Option(help="Name of the result in the AnnData.")] = "cplmixvi",
+    hvg: Annotated[int, typer.Option(min=0, help="Number of highly variable genes to fit; 0 for all genes.")] = 2000,
+    max_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Training epochs; by default chosen from the number of cells.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Random seed.")] = 0,
+    key_added: Annotated[str, typer.Option(help="Key of the result in the AnnData.")] = "cplmixvi",
     min_confidence: Annotated[
         float,
-        typer.Option(metavar="P", callback=_probability, help="Call cells whose confidence is below P 'unassigned'."),
+        typer.Option(metavar="P", callback=_probability, help="Label cells with a confidence below P 'unassigned'."),
     ] = 0.0,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="Write the so many largest probabilities of a cell, sparse; all if not given."),
+        typer.Option(min=1, help="Write only this many largest probabilities per cell, sparse; by default all."),
     ] = None,
     backed: Annotated[
-        bool, typer.Option("--backed", help="Leave the values in the file (.h5ad, X): memory for millions of cells.")
+        bool, typer.Option("--backed", help="Keep the values on disk (.h5ad, X only), for millions of cells.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
     ] = False,
-    model_dir: Annotated[Path | None, typer.Option(help="Folder to save the trained model in.")] = None,
+    model_dir: Annotated[Path | None, typer.Option(help="Folder in which to save the trained model.")] = None,
     checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints while it trains; they go when OUT is written.")
+        Path | None, typer.Option(help="Folder for checkpoints during training; they are removed once OUT is written.")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Epochs between checkpoints; a twentieth of all by default.")
+        int | None, typer.Option(min=1, help="Epochs between checkpoints; by default a twentieth of all epochs.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir, if there is one.")
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in --checkpoint-dir, if there is one.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
+        int | None, typer.Option(min=1, help="Maximum number of CPU threads; by default half of the cores.")
     ] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda or mps.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
+    accelerator: Annotated[str, typer.Option(help="Device for training: auto, cpu, gpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no advice on stderr.")] = False,
 ) -> None:
-    """Find types and states of the cells in IN and write them, with everything that IN holds, to OUT.
+    """Find the types and states of the cells in IN, and write them to OUT with everything else in IN.
 
     Prints one line of JSON: cells, genes, genes_used, n_categories, categories_used, unassigned, consensus,
     seconds, device, key, output.
@@ -207,27 +212,32 @@ def annotate(
 
 @app.command()
 def traverse(
-    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells, annotated or not (or a .zarr store).")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Where to write them (.h5ad or .zarr).")],
-    model_dir: Annotated[Path, typer.Option(help="Folder that annotate --model-dir has written.")],
+    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells, annotated or not (.h5ad or .zarr).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="Output file (.h5ad or .zarr).")],
+    model_dir: Annotated[Path, typer.Option(help="Folder written by annotate --model-dir.")],
     categories: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Types to walk through, with commas between; all by default.")
+        str | None, typer.Option(metavar="A,B,...", help="Types to traverse, separated by commas; by default all.")
     ] = None,
     gene_sets: Annotated[
-        Path | None, typer.Option(metavar="FILE.gmt", help="Gene sets to summarise beside the built-in ones.")
+        Path | None, typer.Option(metavar="FILE.gmt", help="Gene sets to summarise, in addition to the built-in ones.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=3, help="Steps of a path.")] = 11,
-    state_genes: Annotated[int, typer.Option(min=0, help="Genes to rank per type and dimension; 0 for none.")] = 100,
-    key_added: Annotated[str, typer.Option(help="Name of the annotation in the AnnData.")] = "cplmixvi",
+    steps: Annotated[int, typer.Option(min=3, help="Number of steps along a path.")] = 11,
+    state_genes: Annotated[
+        int, typer.Option(min=0, help="Number of genes to rank per type and dimension; 0 for none.")
+    ] = 100,
+    key_added: Annotated[str, typer.Option(help="Key of the annotation in the AnnData.")] = "cplmixvi",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace IN itself, an existing store, or entries of another origin.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace IN itself, an existing store, or entries that cplmixvi did not write."
+        ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
+        int | None, typer.Option(min=1, help="Maximum number of CPU threads; by default half of the cores.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no advice on stderr.")] = False,
 ) -> None:
-    """Hold the type, move the state, and write what changes, with everything that IN holds, to OUT.
+    """Hold the type, move the state, and write what changes to OUT with everything else in IN.
 
     Prints one line of JSON: cells, categories, paths, genes, markers_moved, flip_rate, seconds, key, output.
     """
@@ -254,16 +264,18 @@ def traverse(
 @app.command()
 def demo(
     dataset: Annotated[str, typer.Option(help="Name of a data set in cplmixvi.datasets.")] = "pbmc68k",
-    out: Annotated[Path, typer.Option(help="Folder for the annotated cells and two pictures.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the annotated cells and two figures.")] = Path("demo"),
     labels: Annotated[str | None, typer.Option(help="Column of obs with the reference types.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of all random numbers.")] = 0,
-    max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; chosen by the number of cells.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads to use at most; half of the cores if not given.")
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Random seed.")] = 0,
+    max_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Training epochs; by default chosen from the number of cells.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no advice on stderr.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of CPU threads; by default half of the cores.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no advice on stderr.")] = False,
 ) -> None:
-    """Annotate a real data set and compare with its reference types, k-means and Leiden."""
+    """Annotate a real data set and compare the result with its reference types, k-means and Leiden."""
     from cplmixvi.cli._demo import run_demo
 
     typer.echo(
