@@ -11,7 +11,7 @@ from scipy import sparse
 
 import cplmixvi as cpl
 from cplmixvi import augment
-from cplmixvi._constants import CELL_KEY
+from cplmixvi._constants import CELL_KEY, COPIES_KEY
 from cplmixvi.augment._cells import CellStore
 from cplmixvi.augment._partners import Partners, as_pairs
 
@@ -135,7 +135,7 @@ def test_arms_see_different_neighbours(shifted):
     model = cpl.CplMixVI(shifted, n_categories=3, augment="neighbours", n_hidden=8)
     model.module.augmenter.prepare(as_cells(shifted), "cpu")
     x = torch.from_numpy(shifted.X.toarray())
-    first, second = model.module.draw_copies({"X": x, **minibatch(range(240))})
+    first, second = model.module.with_copies({"X": x, **minibatch(range(240))})[COPIES_KEY]
     assert (first != x).any(1).all()
     assert 0.6 < (first != second).any(1).float().mean() < 0.95
 

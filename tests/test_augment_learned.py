@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 import cplmixvi as cpl
 from cplmixvi import augment
+from cplmixvi._constants import COPIES_KEY
 from cplmixvi.augment._emission import BinaryEmission, CountEmission, LogValueEmission
 from cplmixvi.train import AugmenterPlan
 
@@ -91,7 +92,7 @@ def test_copies_keep_the_type_and_look_like_cells(adata, model, x):
 
 
 def test_copies_differ_from_the_cell_and_from_each_other(model, x):
-    first, second = model.module.draw_copies({"X": x})
+    first, second = model.module.with_copies({"X": x})[COPIES_KEY]
     for a, b in ((first, x), (second, x), (first, second)):
         assert (a != b).any(1).all()
     assert (learned(model)(x) != learned(model)(x)).any()

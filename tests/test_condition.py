@@ -136,6 +136,14 @@ def test_the_levels_are_written_for_the_cells_they_are_of(treated, trained, tmp_
     cpl.tl.annotate(some, trained)
     assert "cplmixvi_condition" not in some.obs
     trained.save(tmp_path / "model")
+    # A model without cells takes the first ones that it sees for its own.
+    for cells in (some[:, ::-1].copy(), trained.adata[::-1].copy(), trained.adata[:, ::-1].copy()):
+        model = cpl.CplMixVI.load(tmp_path / "model", adata=False)
+        cpl.tl.annotate(cells, model, overwrite=True)
+        same = cells.n_obs == adata.n_obs and cells.obs_names[0] == adata.obs_names[0]
+        assert ("cplmixvi_condition" in cells.obs) == same
+        if same:
+            assert cells.obs["cplmixvi_condition"].equals(level)
     assert np.array_equal(cpl.CplMixVI.load(tmp_path / "model", trained.adata).condition_, trained.condition_)
 
 

@@ -42,7 +42,7 @@ def test_every_parameter_of_every_arm_learns(likelihood, n_arms, hard):
     for arm in module.arms:
         # Without coordinates a path adds nothing and learns nothing.
         arm.path.follow(torch.zeros(1, N_GENES), torch.ones(N_GENES), torch.eye(N_GENES), clip=10.0)
-    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    tensors[COPIES_KEY] = module.with_copies(tensors)[COPIES_KEY]
     module(tensors)[2].loss.backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
@@ -58,7 +58,7 @@ def test_arms_that_share_a_network_say_the_same_of_a_cell_and_differ_on_copies()
     first, *others = (output.log_qc for output in module.eval()(tensors)[0]["arms"])
     assert all(torch.equal(first, other) for other in others)
     module.train()
-    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    tensors[COPIES_KEY] = module.with_copies(tensors)[COPIES_KEY]
     inference, _, output = module(tensors)
     assert not torch.equal(inference["arms"][0].log_qc, inference["arms"][1].log_qc)
     assert output.extra_metrics["distance"] > 0
@@ -116,7 +116,7 @@ def test_state_noise_is_gaussian_and_depends_on_the_category():
 
 def test_arms_get_independent_copies_and_their_own_library_size():
     module, tensors = make_module(augmenter=CountThinning(0.5), n_arms=2), minibatch()
-    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    tensors[COPIES_KEY] = module.with_copies(tensors)[COPIES_KEY]
     assert not torch.equal(*tensors[COPIES_KEY])
     inference = module.inference(**module._get_inference_input(tensors))
     library = module._get_generative_input(tensors, inference)["library"]
@@ -127,7 +127,7 @@ def test_arms_get_independent_copies_and_their_own_library_size():
 def test_a_registered_size_factor_follows_the_thinned_share():
     module = make_module(augmenter=CountThinning(0.5))
     tensors = minibatch(**{REGISTRY_KEYS.SIZE_FACTOR_KEY: torch.full((N_CELLS, 1), 7.0)})
-    tensors[COPIES_KEY] = module.draw_copies(tensors)
+    tensors[COPIES_KEY] = module.with_copies(tensors)[COPIES_KEY]
     inference = module.inference(**module._get_inference_input(tensors))
     library = module._get_generative_input(tensors, inference)["library"]
     share = tensors[COPIES_KEY][0].sum(-1) / tensors["X"].sum(-1)

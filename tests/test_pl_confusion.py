@@ -25,6 +25,11 @@ class TestConfusion:
         assert labels_of(ax.yaxis)[0] == "type d0 (40)"
         assert labels_of(ax.xaxis) == ["6", "4", "2", "0"]
 
+    def test_types_that_are_true_or_false_are_types(self, make_annotated):
+        adata = make_annotated()
+        adata.obs["flag"] = np.arange(adata.n_obs) % 2 == 0
+        assert {text.split(" ")[0] for text in labels_of(pl.confusion(adata, "flag").yaxis)} == {"True", "False"}
+
     def test_surplus_categories_stand_right_of_a_line(self, make_annotated):
         adata = make_annotated(3, sizes=[30, 20, 10])
         adata.obs["truth"] = adata.obs["truth"].astype(str).replace("type c0", "type a0")

@@ -1,6 +1,7 @@
 """Figures of states: right numbers in the right places, clear errors."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import cplmixvi as cpl
@@ -66,12 +67,23 @@ class TestState:
             (pl.state_histograms, {"dim": 4}, "has 2 columns"),
             (pl.traversal, {"path": "9"}, "path='9'"),
             (pl.traversal, {"gene_sets": ["no"]}, "gene_sets='no'"),
+            (pl.traversal, {"gene_sets": "no"}, "gene_sets='no'"),
+            (pl.traversal, {"gene_sets": []}, "no gene sets"),
+            (pl.state_histograms, {"color": "depth"}, "values; a column with 1 to 12"),
             (pl.state_genes, {"dim": 2}, "dim=2"),
         ],
     )
     def test_what_is_not_there(self, walked, draw, options, message):
         with pytest.raises(ValueError, match=message):
             draw(walked[0], **options)
+
+
+@pytest.mark.parametrize("draw", [pl.state, pl.state_histograms])
+def test_cells_that_are_all_unassigned(walked, draw):
+    adata = walked[0].copy()
+    adata.obs["cplmixvi"] = pd.Categorical(["unassigned"] * adata.n_obs)
+    with pytest.raises(ValueError, match="lower min_confidence"):
+        draw(adata)
 
 
 class TestTraversal:
@@ -88,11 +100,12 @@ class TestTraversal:
     def test_a_gene_that_comes_back_to_where_it_was_is_drawn(self, walked):
         adata = walked[0].copy()
         entry = adata.uns["cplmixvi"]["traversals"]
-        entry["expression"][0, 0, :, 0] = [0, 2, 4, 2, 0]
+        hump = 5 - np.abs(np.arange(11) - 5.0)
+        entry["expression"][0, 0, :, 0] = hump
         entry["effect"][0, 0, 0] = 0
         ax = pl.traversal(adata, gene_sets=["mine"], path="1", categories=["0"]).flat[0]
         column = np.asarray(ax.images[0].get_array())[:, ticks(ax.xaxis).index(adata.var_names[0])]
-        np.testing.assert_allclose(column, np.array([-4, -2, 0, -2, -4]) / entry["deviation"][0], rtol=1e-5)
+        np.testing.assert_allclose(column, (hump - 5) / entry["deviation"][0], rtol=1e-5)
 
     def test_markers_are_those_of_the_type(self, walked):
         adata, result = walked

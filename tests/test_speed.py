@@ -14,6 +14,7 @@ from torch import nn
 
 import cplmixvi as cpl
 from cplmixvi import _compiled, _memory
+from cplmixvi._constants import COPIES_KEY
 from cplmixvi.augment import CountThinning
 from cplmixvi.module import Arm, CplMixVAE, likelihood_class
 from cplmixvi.module import _dense as dense
@@ -359,7 +360,7 @@ def test_a_step_needs_no_more_matrices_than_one_per_arm_and_its_input():
     n_cells, n_genes, n_arms = 256, 2_000, 2
     module = CplMixVAE(n_genes, n_categories=5, n_arms=n_arms, augmenter=CountThinning(0.5))
     tensors = {"X": torch.poisson(torch.rand(n_cells, n_genes)), "batch": torch.zeros(n_cells, 1)}
-    tensors["copies"] = module.draw_copies(tensors)
+    tensors["copies"] = module.with_copies(tensors)[COPIES_KEY]
     kept = []
 
     def pack(tensor):

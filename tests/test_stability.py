@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 
 import cplmixvi as cpl
 from cplmixvi.tl import _stability
@@ -101,9 +102,12 @@ def test_real_refits_write_two_keys_and_leave_the_rest_alone(annotated, fitted):
     scvi.settings.seed = 5
     # Reordered cells are recognised by name.
     shuffled = annotated[np.random.default_rng(0).permutation(N_OBS)].copy()
+    generators = np.random.get_state()[1].tolist(), torch.get_rng_state()
     result = cpl.tl.stability(shuffled, model, n_repeats=2, subsample=0.7, train_kwargs={"max_epochs": 6})
 
     assert scvi.settings.seed == 5
+    assert np.random.get_state()[1].tolist() == generators[0]
+    assert torch.equal(torch.get_rng_state(), generators[1])
     assert set(shuffled.obs) - set(original.obs) == {"cplmixvi_stability"}
     assert shuffled.obs["cplmixvi_stability"].dtype == np.float32
     np.testing.assert_array_equal(shuffled.obs["cplmixvi_stability"], result.by_cell)

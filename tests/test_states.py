@@ -260,7 +260,11 @@ class TestStatesOfAModel:
 
     @pytest.mark.parametrize(
         ("state", "category", "message"),
-        [(np.zeros((1, 3)), "0", r"\(n_states, 2\)"), (np.zeros((1, 2)), "B cell", "'B cell' is not one of")],
+        [
+            (np.zeros((1, 3)), "0", r"\(n_states, 2\)"),
+            (np.full((1, 2), np.nan), "0", "not finite"),
+            (np.zeros((1, 2)), "B cell", "'B cell' is not one of"),
+        ],
     )
     def test_what_cannot_be_decoded(self, fitted, state, category, message):
         with pytest.raises(ValueError, match=message):

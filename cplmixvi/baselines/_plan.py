@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from scvi.module.base import LossOutput
 
+from cplmixvi._constants import COPIES_KEY
 from cplmixvi.train import CplMixPlan
 
 
@@ -53,7 +54,7 @@ class AdversarialPlan(CplMixPlan):
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """One step of the discriminator, and one of the generator on the same images."""
-        (x,) = self.module.draw_copies(batch)
+        (x,) = self.module.with_copies(batch)[COPIES_KEY]
         generator, discriminator = self.optimizers()
         codes = self.module.draw(len(x))
         images = self.module.generate(codes)

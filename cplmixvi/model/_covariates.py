@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -47,6 +48,19 @@ def check_known(adata: AnnData, registry: dict, *, new_batches: bool = False) ->
                 f"obs[{key!r}] of the new cells has {_named(new)}, and the model knows {_named(values)}: call them by "
                 f"the one that is most like them{learn if key == batch_key else ', or train on cells of all.'}"
             )
+
+
+def names_of(keys: Sequence[str] | None) -> list[str]:
+    """Names of columns, none for `None`.
+
+    Raises
+    ------
+    ValueError
+        If they are a single string, whose letters would be taken for names.
+    """
+    if isinstance(keys, str):
+        raise ValueError(f"{keys!r} was given where names of columns are needed: give a list, [{keys!r}].")
+    return list(keys or ())
 
 
 def as_of_anndata(registry: dict) -> dict:

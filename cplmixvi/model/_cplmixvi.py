@@ -16,7 +16,7 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
 from cplmixvi import pp
@@ -28,11 +28,12 @@ from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter, Minibatches
 from ._augmenter import AugmenterMixin
 from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
-from ._covariates import as_of_anndata, check_known, depth_of
+from ._covariates import as_of_anndata, check_known, depth_of, names_of
 from ._devices import check_several
 from ._failure import as_it_was_on_failure
 from ._genes import align_genes
 from ._getters import GettersMixin
+from ._inherited import InheritedMixin
 from ._labels import LabelsField, registered_labels
 from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
@@ -53,7 +54,7 @@ class CplMixVI(
     CheckpointsMixin,
     QueryMixin,
     PersistenceMixin,
-    RNASeqMixin,
+    InheritedMixin,
     VAEMixin,
     UnsupervisedTrainingMixin,
     BaseModelClass,
@@ -133,9 +134,9 @@ class CplMixVI(
         n_obs = self.summary_stats.n_cells
         # Until it is found, the number is a bound, so that a model can be looked at before it is trained.
         self._finds_n_categories = n_categories is None or n_categories == "auto"
-        self.n_categories = n_categories
-        if self._finds_n_categories:
-            self.n_categories = max(default_n_categories(n_obs), self.n_labels)
+        self.n_categories = (
+            max(default_n_categories(n_obs), self.n_labels) if self._finds_n_categories else n_categories
+        )
         augmenter = resolve(augment, likelihood)
         if adata is not None:
             pp.check_n_categories(self.n_categories, n_obs, self.label_names)
@@ -234,8 +235,8 @@ class CplMixVI(
             layer=layer,
             # Cells that a trained model is transferred to need no labels.
             obs_keys=[labels_key] if labels_key is not None and kwargs.get("source_registry") is None else [],
-            complete_keys=[key for key in (batch_key, *(categorical_covariate_keys or ())) if key is not None],
-            number_keys=[key for key in (size_factor_key, *(continuous_covariate_keys or ())) if key is not None],
+            complete_keys=[key for key in (batch_key, *names_of(categorical_covariate_keys)) if key is not None],
+            number_keys=[key for key in (size_factor_key, *names_of(continuous_covariate_keys)) if key is not None],
         )
         fields = [
             # Whether the values are counts depends on the likelihood, so the check waits for __init__.
@@ -329,7 +330,7 @@ class CplMixVI(
             self.module.augmenter.check(self.adata)
         if resume is None:
             has_start = self.is_trained_ or self.n_reference_batches_ is not None
-            settings = settled(given, self.summary_stats.n_cells, has_start)
+            settings = settled(given, getattr(self.adata, "n_obs", None), has_start)
             self._check_query_training(settings["plan_kwargs"])
             # Refused before anything that takes long.
             checkpoints = self._checkpoints(settings, checkpoint_dir, checkpoint_every)
@@ -378,7 +379,7 @@ class CplMixVI(
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Refuse values that the model cannot read and put genes into the model's order before registering."""
         if adata is None and self.adata is None:
-            raise ValueError("The model has no cells of its own, as it was trained on a data module: give adata.")
+            raise ValueError("The model has no cells of its own: give adata.")
         if adata is None or adata is self.adata:
             return super()._validate_anndata(adata, copy_if_view=copy_if_view)
         aligned = align_genes(adata, self.get_var_names())

@@ -120,7 +120,7 @@ class GettersMixin(Mixin):
             raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1, or None for all probabilities.")
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
-        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        loader = self._make_data_loader(adata=adata, indices=checked_rows(indices), batch_size=batch_size)
         n_cells, start = len(loader.indices), 0
         kept: list[np.ndarray] = []
         for tensors in loader:
@@ -230,6 +230,22 @@ class GettersMixin(Mixin):
             return None
         n_obs = self.adata.n_obs
         return self.report(indices=np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int))
+
+
+def checked_rows(indices: Sequence[int] | None) -> np.ndarray | None:
+    """Rows of cells as an array, or a mask of them.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they are no numbers.
+    """
+    if indices is None:
+        return None
+    rows = np.asarray(indices)
+    if rows.size == 0 or rows.dtype.kind not in "biu":
+        raise ValueError("indices must be row numbers of one or more cells, or a mask; names of cells are neither.")
+    return rows
 
 
 def _rows_of(values: np.ndarray, columns: np.ndarray, n_columns: int) -> sparse.csr_matrix:

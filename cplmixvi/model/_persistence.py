@@ -173,6 +173,8 @@ class PersistenceMixin(Mixin):
         """
         if backup_url is not None or datamodule is not None:
             raise ValueError("backup_url and datamodule are not supported; download the folder first, and load it.")
+        if adata is True:
+            raise ValueError("adata=True was given; give an AnnData, None for the saved cells, or False for none.")
         target = resolve_device(accelerator, device)
         path, prefix = Path(dir_path), prefix or ""
         saved = cls._read(path, prefix, *(allowed_classes_names_list or ()))

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
+from cplmixvi import pp
 from cplmixvi.augment import codes_of, combined
 from cplmixvi.train import MAX_SELECTION_CELLS, Selection, half_encoder, select_n_categories
 
@@ -82,12 +83,16 @@ class SelectionMixin(Mixin):
         n_obs = self.adata.n_obs
         smallest = max(2, self.n_labels)
         if candidates is not None:
+            if isinstance(candidates, str) or not np.iterable(candidates) or not all(map(pp.is_whole, candidates)):
+                raise ValueError(f"candidates={candidates!r} must be a list of whole numbers.")
             candidates = sorted({int(k) for k in candidates})
             if not candidates or candidates[0] < smallest or candidates[-1] > n_obs:
                 raise ValueError(
                     f"candidates={candidates} must be numbers from {smallest} (the labels, at least 2) to the "
                     f"{n_obs} cells."
                 )
+        if seed is not None and not (pp.is_whole(seed) and seed >= 0):
+            raise ValueError(f"seed={seed!r} must be a whole number of at least 0, or None.")
         seed = int(torch.randint(2**31 - 1, (1,))) if seed is None else seed
         start = "images" if self.module.augmenter.on_images else "mixture"
         some = np.random.default_rng(seed).permutation(n_obs)[: MAX_SELECTION_CELLS[start]]

@@ -22,7 +22,7 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
+def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
     """Decide what was left open.
 
     Parameters
@@ -30,7 +30,7 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
     given
         Arguments of :meth:`cplmixvi.CplMixVI.train`, with ``plan_kwargs``; those that are `None` were not given.
     n_obs
-        Number of cells.
+        Number of the model's own cells; `None` if it has none.
     is_trained
         Whether the model was trained before.
 
@@ -42,8 +42,15 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
     Raises
     ------
     ValueError
-        If neither epochs are given nor the number of cells that a data module has.
+        If epochs, cells per step or the share of training cells are out of range, or neither epochs are given nor the
+        number of cells that a data module has.
     """
+    for name in ("max_epochs", "batch_size"):
+        if given.get(name) is not None:
+            check_positive(**{name: given[name]})
+    train_size = given.get("train_size")
+    if train_size is not None and not 0 < train_size <= 1:
+        raise ValueError(f"train_size={train_size!r} must be a share of the cells, above 0 and at most 1.")
     settings = {**given, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
     if has_several(given.get("devices", "auto")) and given.get("strategy") is None:
         # Without a name, Lightning takes the same one, but loaders of scvi-tools do not know of it.
@@ -53,6 +60,8 @@ def settled(given: dict, n_obs: int, is_trained: bool) -> dict:
         if given["max_epochs"] is None:
             settings["max_epochs"] = _epochs_of(given["datamodule"], warm_start)
         return settings
+    if n_obs is None:
+        raise ValueError("The model has no cells to train on: load it with adata, or give a datamodule.")
     external = (given.get("datasplitter_kwargs") or {}).get("external_indexing")
     if given["train_size"] is None and external is None:
         settings["train_size"] = 0.9 if _needs_validation({**given, **given["plan_kwargs"]}) else 1.0

@@ -13,6 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from cplmixvi.module import Covariates, JointPosterior, StatePrograms, decode_states, infer_jointly, kl_normal
 
+from ._getters import checked_rows
 from ._mixin import Mixin
 
 #: Cells that the arms are aligned on, and cells whose covariates decoded states are averaged over.
@@ -152,7 +153,8 @@ class StatesMixin(Mixin):
         Raises
         ------
         ValueError
-            If the category is not one of the model's, or the states have another number of dimensions.
+            If the category is not one of the model's, the states have another number of dimensions or are not finite,
+            or the library size is not positive.
 
         Examples
         --------
@@ -168,8 +170,12 @@ class StatesMixin(Mixin):
         if category not in names:
             raise ValueError(f"category={category!r} is not one of the model's: {', '.join(names[:20])}.")
         code = names.index(category)
+        if not state.isfinite().all():
+            raise ValueError("state has values that are not finite.")
         if library_size is None:
             library_size = float(self.module.target_library)
+        if not 0 < library_size < np.inf:
+            raise ValueError(f"library_size={library_size!r} must be a positive number, or None for the median.")
         held = torch.full((len(state),), code, device=state.device)
         library = torch.full((len(state), 1), float(library_size), device=state.device)
         total, flips = library.new_zeros(()), library.new_zeros(())
@@ -191,7 +197,7 @@ class StatesMixin(Mixin):
     ) -> tuple[list[Covariates], list[float]]:
         """Distinct batches and covariates of some cells, each for one cell, and their shares."""
         adata = self._validate_anndata(adata)
-        indices = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
+        indices = np.arange(adata.n_obs)[slice(None) if indices is None else checked_rows(indices)]
         some = indices[np.linspace(0, len(indices) - 1, min(len(indices), MAX_COVARIATE_CELLS)).astype(int)]
         rows: dict[tuple, list] = {}
         for tensors in self._make_data_loader(adata=adata, indices=some):

@@ -11,7 +11,13 @@ from contextlib import contextmanager
 _MESSAGES = ("💡 Tip", "TPU available", "`Trainer.fit` stopped: `max_epochs")
 #: Patterns of such warnings: what Lightning and torch settle with each other, and an interval at which nothing of ours
 #: is logged.
-_WARNINGS = (".*LeafSpec", "The number of training batches")
+_WARNINGS = (
+    ".*LeafSpec",
+    "The number of training batches",
+    # Batch normalisation of a query, which is not to learn; and cells in a file, which one process reads.
+    r"Found \d+ module\(s\) in eval mode",
+    "Your `IterableDataset` has `__len__` defined",
+)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ._dual import DualWeight
 from ._likelihoods import likelihood_class
 from ._losses import coupled_objective, guide_divergence, kl_normal, label_divergence, negative_entropy
 from ._prior import StatePrior
+from ._ranges import check_ranges
 
 
 class CplMixVAE(BaseModuleClass):
@@ -112,6 +113,7 @@ class CplMixVAE(BaseModuleClass):
         use_size_factor_key: bool = True,
         size_factor_scale: float = 1.0,
     ):
+        check_ranges(locals())
         super().__init__()
         self.n_input, self.n_categories, self.n_state, self.n_arms = n_input, n_categories, n_state, n_arms
         self.n_labels, self.n_batch = n_labels, n_batch
@@ -168,11 +170,6 @@ class CplMixVAE(BaseModuleClass):
         return self
 
     @torch.no_grad()
-    def draw_copies(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """One independent copy of the minibatch per arm, each ``(n_cells, n_genes)``."""
-        return self.with_copies(tensors)[COPIES_KEY]
-
-    @torch.no_grad()
     def with_copies(self, tensors: dict[str, torch.Tensor]) -> dict:
         """A minibatch with an independent copy of it for every arm, and what the arm reconstructs from that."""
         x = tensors[REGISTRY_KEYS.X_KEY].float()
@@ -210,8 +207,7 @@ class CplMixVAE(BaseModuleClass):
         size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
         if size_factor is not None and self.use_size_factor_key:
             whole = tensors[REGISTRY_KEYS.X_KEY].sum(-1, keepdim=True).clamp_min(1.0)
-            size = self.size_factor_scale * size_factor
-            return [size * (total / whole).clamp_min(1e-6) for total in totals]
+            return [self.size_factor_scale * size_factor * (total / whole).clamp_min(1e-6) for total in totals]
         # A copy may have lost every molecule; a rate of zero has no likelihood.
         return [total.clamp_min(1.0) for total in totals]
 

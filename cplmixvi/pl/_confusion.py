@@ -161,7 +161,9 @@ def _matched(counts: pd.DataFrame, partner: dict, order: Sequence[str] | None) -
     position = {row: i for i, row in enumerate(paired + alone)}
     extra = [column for column in counts.columns if column not in column_of.values()]
     extra.sort(key=lambda column: (column == UNASSIGNED, position[counts[column].idxmax()], -counts[column].sum()))
-    return counts.loc[paired + alone, [column_of[row] for row in paired if row in column_of] + extra]
+    columns = [column_of[row] for row in paired if row in column_of] + extra
+    # By position: rows that are called True and False would be taken for a mask.
+    return counts.iloc[counts.index.get_indexer(paired + alone), counts.columns.get_indexer(columns)]
 
 
 def _along_tree(counts: pd.DataFrame, leaves: Sequence[str]) -> pd.DataFrame:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _MAX_COLUMNS = 5
 _PANEL_INCHES = 1.25
 _N_BINS = 40
+#: Values of a column that histograms can be told apart by.
+_MAX_VALUES = 12
 #: Ends of the axes: a few outlying cells must not squeeze all others.
 _SHOWN = (0.002, 0.998)
 
@@ -125,7 +127,7 @@ def state_histograms(
     Raises
     ------
     ValueError
-        If the result, a type, the dimension or the column is missing.
+        If the result, a type, the dimension or the column is missing, or the column has too many values.
     """
     s = read_points(adata, f"X_{key}", (dim, dim))[:, 0]
     chosen = choose(adata, key, categories)
@@ -133,6 +135,10 @@ def state_histograms(
     if categories is None:
         chosen = sorted(chosen, key=lambda name: -float(np.std(s[labels == name])))
     groups = None if color is None else read_obs(adata, color, argument="color").astype("category")
+    if groups is not None and not 0 < len(groups.cat.categories) <= _MAX_VALUES:
+        raise ValueError(
+            f"color={color!r} has {len(groups.cat.categories)} values; a column with 1 to {_MAX_VALUES} is needed."
+        )
     names = ["all"] if groups is None else [str(name) for name in groups.cat.categories]
     codes = np.zeros(len(s), dtype=int) if groups is None else groups.cat.codes.to_numpy()
     edges = np.linspace(*np.quantile(s, _SHOWN), _N_BINS + 1)
@@ -179,6 +185,8 @@ def choose(adata: AnnData, key: str, categories: Sequence[str] | None) -> list[s
     there = [str(name) for name in read_result(adata, key)["categories"]]
     if categories is None:
         sizes = category_sizes(adata, key, there)
+        if not sizes.any():
+            raise ValueError(f"All cells of obs[{key!r}] are unassigned; annotate with a lower min_confidence.")
         return [name for name, size in zip(there, sizes, strict=True) if size]
     chosen = [categories] if isinstance(categories, str) else [str(name) for name in categories]
     unknown = [name for name in chosen if name not in there]

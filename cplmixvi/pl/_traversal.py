@@ -75,9 +75,14 @@ def traversal(
         path = "1"
     check_choice(path, paths, argument="path")
     known = list(dict.fromkeys(result.members["gene_set"].astype(str)))
+    gene_sets = [gene_sets] if isinstance(gene_sets, str) else gene_sets
     sets = known[:4] if gene_sets is None else list(gene_sets)
     for name in sets:
         check_choice(name, known, argument="gene_sets")
+    if not sets:
+        raise ValueError(
+            "The traversal has no gene sets, not even markers of types; give some to tl.traverse(gene_sets=...)."
+        )
     p = paths.index(path)
     genes = {(name, label): _genes(result, there, chosen, name, label, p, n_genes) for name in chosen for label in sets}
     widths = [max(max(len(genes[name, label]) for name in chosen), 1) for label in sets]

@@ -16,11 +16,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS
+from cplmixvi._isolation import quiet, seeded
 from cplmixvi.model import CplMixVI
 from cplmixvi.model._calibration import apply_calibration
 from cplmixvi.module import Covariates, infer_jointly, mean_over_arms
-
-from ._isolation import quiet, seeded
 
 #: Rows that are made dense at a time.
 _CHUNK = 1024

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, UNASSIGNED, ResultKeys
 from cplmixvi.model import Consensus
 
@@ -111,8 +112,7 @@ def annotate(
         keys.confidence: confidence,
         keys.agreement: consensus.by_cell.astype(np.float32),
     }
-    own = model.adata is not None and adata.obs_names.equals(model.adata.obs_names)
-    if own and model.condition_ is not None:
+    if model.condition_ is not None and _was_trained_on(model, adata if values_of is None else values_of):
         columns[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
     proba = posterior.proba[:, used].astype(np.float32, copy=False)
     arrays = {
@@ -130,6 +130,16 @@ def annotate(
         adata.obs[name] = column
     adata.obsm.update(arrays)
     adata.uns[keys.uns] = entry
+
+
+def _was_trained_on(model: CplMixVI, cells: AnnData) -> bool:
+    """Whether these are the cells that the model was trained on, in their order."""
+    if model.training_ is None or cells.n_obs != model.training_["n_obs"]:
+        return False
+    genes = [str(name) for name in model.get_var_names()]
+    values = pp.as_csr(cells, model.registry_["setup_args"].get("layer"))
+    positions = cells.var_names.astype(str).get_indexer(genes)
+    return pp.input_hash(values[:, positions], genes) == model.training_["input_sha256"]
 
 
 def _labels(names: np.ndarray, final: np.ndarray, is_uncertain: np.ndarray) -> pd.Categorical:

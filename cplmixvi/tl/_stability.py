@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scvi
 from anndata import AnnData
 
 from cplmixvi import metrics, pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
+from cplmixvi._isolation import quiet, seeded
 from cplmixvi.tl._annotate import add_entries, read_labels
 
 if TYPE_CHECKING:
@@ -82,7 +79,7 @@ def stability(
     subsample
         Share of the cells, in ``(0, 1]``, that each refit is trained on; with 1 only seeds differ.
     seed
-        Decides the seeds and the cells of the refits. ``scvi.settings.seed`` is set back afterwards.
+        Decides the seeds and the cells of the refits. Random numbers that come afterwards do not depend on it.
     train_kwargs
         Of :meth:`cplmixvi.CplMixVI.train`; give what the model itself was trained with.
 
@@ -128,9 +125,8 @@ def _labels_of_refit(model: CplMixVI, n_train: int, seed: int, train_kwargs: dic
     # An augmenter with weights must not be shared with the model.
     given = copy.deepcopy(model.init_params_)
     arguments = {**given["non_kwargs"], **given["kwargs"].get("module_kwargs", {})}
-    with _seeded(seed), warnings.catch_warnings():
-        # An unsound refit shows in the result, and what is wrong with the data was said when the model was made.
-        warnings.simplefilter("ignore", UserWarning)
+    # An unsound refit shows in the result, and what is wrong with the data was said when the model was made.
+    with quiet(), seeded(seed):
         for part in (cells, training):
             # The model's own registry, because a part may lack a batch, and batches must keep their codes.
             cls.setup_anndata(part, source_registry=model.registry_, **setup)
@@ -159,16 +155,6 @@ def _bare_copy(model: CplMixVI) -> AnnData:
     if layer is None:
         return AnnData(values, **given)
     return AnnData(layers={layer: values}, **given)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    before = scvi.settings.seed
-    scvi.settings.seed = seed
-    try:
-        yield
-    finally:
-        scvi.settings.seed = before
 
 
 def _summary(labels: pd.Categorical, repeats: list[np.ndarray], cells: pd.Index, subsample: float) -> Stability:

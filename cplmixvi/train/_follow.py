@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from scvi import REGISTRY_KEYS
 
+from cplmixvi._constants import COPIES_KEY
 from cplmixvi.module import Arm, CategoryMoments, Covariates, CplMixVAE
 
 from ._answers import GuideAnswers
@@ -58,7 +59,7 @@ def follow_guide(
         tensors = {key: value.to(module.device) for key, value in tensors.items()}
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long()
         said.append(labelled(answers(tensors), known_categories(module, tensors)))
-        for arm, copies, kept in zip(module.arms, module.draw_copies(tensors), coordinates, strict=True):
+        for arm, copies, kept in zip(module.arms, module.with_copies(tensors)[COPIES_KEY], coordinates, strict=True):
             kept.append(arm.path.coordinates(module.encoder_input(copies), batch))
         moments.add(values_of(module, tensors), said[-1])
         covariates.append(Covariates.of(tensors))
