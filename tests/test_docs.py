@@ -19,7 +19,7 @@ DOCS, TUTORIALS = ROOT / "docs", ROOT / "tutorials"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the sdist")
 
 ECE = "expected_calibration_error"
-ROOMS = ("pp", "tl", "pl", "metrics", "datasets", "augment", "io", "sklearn", "baselines", "train", "module")
+ROOMS = ("model", "pp", "tl", "pl", "metrics", "datasets", "augment", "io", "sklearn", "baselines", "train", "module")
 
 
 def text(path):
@@ -123,7 +123,7 @@ def test_every_notebook_is_listed_twice_in_the_page_of_tutorials():
 
 
 def test_drawing_of_the_rooms_is_that_of_the_imports():
-    drawn, alone = {}, ("_constants", "_processes", "_memory", "_compiled")
+    drawn, alone = {}, ("_constants", "_processes", "_memory", "_compiled", "_isolation")
     for line in text("docs/contributing.md").splitlines():
         match = re.match(r" (\w+) +\S.*?(?:<- (.*))?$", line)
         if match and ((ROOT / "cplmixvi" / match[1]).exists() or match[1] in alone):

@@ -1,8 +1,11 @@
 """Figures of states: right numbers in the right places, clear errors."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 import cplmixvi as cpl
 from cplmixvi import pl
@@ -76,6 +79,31 @@ class TestState:
     def test_what_is_not_there(self, walked, draw, options, message):
         with pytest.raises(ValueError, match=message):
             draw(walked[0], **options)
+
+
+def test_colours_are_those_that_scanpy_has_drawn(walked):
+    adata = walked[0].copy()
+    adata.obs["batch"] = adata.obs["batch"].astype("category")
+    adata.uns["batch_colors"] = ["#ff0000", "#0000ff"]
+    for ax in (pl.state(adata, color="batch")[-1], pl.state_histograms(adata, color="batch")):
+        assert {to_hex(handle.get_color()) for handle in ax.get_legend().legend_handles} == {"#ff0000", "#0000ff"}
+    drawn = {
+        to_hex(colour) for points in pl.states(adata, color="batch").collections for colour in points.get_facecolor()
+    }
+    assert {"#ff0000", "#0000ff"} <= drawn
+    # Of other values than there are now.
+    adata.uns["batch_colors"] = ["#ff0000"]
+    assert pl.states(adata, color="batch") is not None
+
+
+def test_a_single_dimension_has_no_second(walked):
+    adata = walked[0].copy()
+    adata.obsm["X_cplmixvi"][:, 1] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        axes = pl.state(adata)
+    assert axes[0].figure.get_supylabel() == ""
+    assert pl.states(adata).get_ylabel() == ""
 
 
 @pytest.mark.parametrize("draw", [pl.state, pl.state_histograms])

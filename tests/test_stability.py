@@ -133,6 +133,14 @@ def count_models():
     return sum(issubclass(type(thing), cpl.CplMixVI) for thing in gc.get_objects())
 
 
+def test_a_column_of_something_else_is_kept(annotated, fitted):
+    adata = annotated.copy()
+    adata.obs["cplmixvi_stability"] = "mine"
+    with pytest.raises(ValueError, match="was not written by cplmixvi"):
+        cpl.tl.stability(adata, fitted[1], n_repeats=1)
+    assert (adata.obs["cplmixvi_stability"] == "mine").all()
+
+
 def test_refits_differ_by_seed_and_repeat_with_it(fitted):
     _, model = fitted
     first, again, other = (

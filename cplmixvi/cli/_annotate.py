@@ -40,6 +40,7 @@ class Options:
     unlabeled_category: str
     likelihood: str
     augment: str
+    find_condition: bool
     hvg: int
     max_epochs: int | None
     seed: int
@@ -202,6 +203,7 @@ def _train(model: CplMixVI, options: Options, reporter: Reporter) -> None:
     try:
         model.train(
             max_epochs=options.max_epochs,
+            find_condition=options.find_condition,
             accelerator=options.accelerator,
             enable_progress_bar=not options.quiet,
             checkpoint_every=options.checkpoint_every,

@@ -134,6 +134,12 @@ def annotate(
             "condition that types must not follow), learned, affine (images), none, or several joined by +."
         ),
     ] = "auto",
+    no_find_condition: Annotated[
+        bool,
+        typer.Option(
+            "--no-find-condition", help="Do not look for a strong condition that types should not follow, see the docs."
+        ),
+    ] = False,
     hvg: Annotated[int, typer.Option(min=0, help="Number of highly variable genes to fit; 0 for all genes.")] = 2000,
     max_epochs: Annotated[
         int | None, typer.Option(min=1, help="Training epochs; by default chosen from the number of cells.")
@@ -190,6 +196,7 @@ def annotate(
             unlabeled_category=unlabeled_category,
             likelihood=likelihood,
             augment=augment,
+            find_condition=not no_find_condition,
             hvg=hvg,
             max_epochs=max_epochs,
             seed=seed,

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cplmixvi._constants import UNASSIGNED
 from cplmixvi.pl._common import category_sizes, dress, new_or_given, read_obs, read_result, shorten, style
-from cplmixvi.pl._states import colours_of, draw_legend, read_points
+from cplmixvi.pl._states import draw_legend, palette_of, read_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,9 +74,11 @@ def state(
         axes = grid.ravel()
         for ax in axes[len(chosen) :]:
             ax.set_axis_off()
-        colour = _colour_per_cell(figure, axes[: len(chosen)], values, color, len(labels))
+        colour = _colour_per_cell(figure, axes[: len(chosen)], adata, values, color)
         low, high = np.quantile(points, _SHOWN, axis=0)
-        limits = np.stack([low - 0.06 * (high - low), high + 0.06 * (high - low)])
+        # A state of one dimension has a column of zeros beside it.
+        margin = np.where(high > low, 0.06 * (high - low), 1.0)
+        limits = np.stack([low - margin, high + margin])
         for ax, name in zip(axes, chosen, strict=False):
             member = labels == name
             dots = {"s": 2.0, "linewidths": 0, "rasterized": True}
@@ -87,7 +88,7 @@ def state(
             ax.set(xticks=[], yticks=[], xlim=limits[:, 0], ylim=limits[:, 1])
             ax.set_title(shorten(name, 20), loc="left", fontsize=7)
         figure.supxlabel(f"state {dims[0] + 1}", fontsize=8)
-        figure.supylabel(f"state {dims[1] + 1}", fontsize=8)
+        figure.supylabel(f"state {dims[1] + 1}" if points[:, 1].any() else "", fontsize=8)
     return axes[: len(chosen)]
 
 
@@ -145,7 +146,7 @@ def state_histograms(
     centres = (edges[1:] + edges[:-1]) / 2
     with style():
         ax = new_or_given(ax, (3.4 if groups is None else 4.2, float(np.clip(0.7 + 0.24 * len(chosen), 1.6, 9.0))))
-        colours = colours_of(len(names)) if groups is not None else np.array([[0.45, 0.55, 0.7]])
+        colours = np.array([[0.45, 0.55, 0.7]]) if groups is None else palette_of(adata, color, groups)
         heights = np.array([_shares(s[labels == name], codes[labels == name], len(names), edges) for name in chosen])
         # A narrow type may reach over its neighbour, so that wide ones need not be flat.
         highest = heights.max((1, 2))
@@ -206,23 +207,20 @@ def _effect(adata: AnnData, key: str, dim: int) -> str:
     return f"effect on location {tests['location_effect'][row]:.2f}, on spread {tests['spread_effect'][row]:.2f}"
 
 
-def _colour_per_cell(figure, axes, values: pd.Series | None, name: str | None, n_obs: int) -> np.ndarray:
+def _colour_per_cell(figure, axes, adata: AnnData, values: pd.Series | None, name: str | None) -> np.ndarray:
     """One colour per cell, ``(n_obs, 3 or 4)``, with its key beside the panels."""
     from matplotlib import cm
     from matplotlib.colors import Normalize
 
     if values is None:
-        return np.tile([0.2, 0.35, 0.55], (n_obs, 1))
+        return np.tile([0.2, 0.35, 0.55], (adata.n_obs, 1))
     if values.dtype.kind in "fiu":
         numbers = values.to_numpy(dtype=float)
         mapper = cm.ScalarMappable(Normalize(*np.nanquantile(numbers, _SHOWN)), "viridis")
         figure.colorbar(mapper, ax=list(axes), label=name, shrink=0.7, aspect=25).outline.set_linewidth(0.6)
         return mapper.to_rgba(numbers)
     values = values.astype("category")
-    names = [str(value) for value in values.cat.categories]
-    colours = colours_of(sum(value != UNASSIGNED for value in names))
-    grey = np.full((1, 3), 0.8)
-    rows = iter(colours)
-    palette = np.vstack([grey[0] if value == UNASSIGNED else next(rows) for value in names])
-    draw_legend(axes[min(len(axes), _MAX_COLUMNS) - 1], names, palette)
-    return np.vstack([palette, grey])[values.cat.codes.to_numpy()]
+    palette = palette_of(adata, name, values)
+    draw_legend(axes[min(len(axes), _MAX_COLUMNS) - 1], [str(value) for value in values.cat.categories], palette)
+    # Grey for missing values, whose code is -1.
+    return np.vstack([palette, np.full((1, 3), 0.8)])[values.cat.codes.to_numpy()]

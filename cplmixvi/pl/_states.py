@@ -67,9 +67,12 @@ def states(
         if is_number:
             _by_number(ax, points, values.to_numpy(dtype=float), column)
         else:
-            _by_category(ax, points, values.astype("category"))
+            values = values.astype("category")
+            _by_category(ax, points, values, palette_of(adata, column, values))
         name = "state" if basis == f"X_{key}" else basis.removeprefix("X_").upper()
-        ax.set(xlabel=f"{name} {dims[0] + 1}", ylabel=f"{name} {dims[1] + 1}", xticks=[], yticks=[])
+        # A state of one dimension has a column of zeros beside it.
+        second = f"{name} {dims[1] + 1}" if points[:, 1].any() else ""
+        ax.set(xlabel=f"{name} {dims[0] + 1}", ylabel=second, xticks=[], yticks=[])
         dress(ax)
         ax.set_title(column, loc="left")
     return ax
@@ -116,13 +119,11 @@ def _by_number(ax: Axes, points: np.ndarray, values: np.ndarray, name: str) -> N
     ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.7, aspect=25).outline.set_linewidth(0.6)
 
 
-def _by_category(ax: Axes, points: np.ndarray, values: pd.Series) -> None:
+def _by_category(ax: Axes, points: np.ndarray, values: pd.Series, colours: np.ndarray) -> None:
     """One colour per value, named on the cells where names are short and in a legend where they are not."""
     names = [str(name) for name in values.cat.categories]
     codes = values.cat.codes.to_numpy()
     is_type = np.array([name != UNASSIGNED for name in names], dtype=bool)
-    colours = np.full((len(names), 3), _NO_TYPE_GREY)
-    colours[is_type] = colours_of(int(is_type.sum()))
     # A code of -1 is a missing value.
     has_type = np.append(is_type, False)[codes]
     ax.scatter(*points[~has_type].T, s=_dot_size(len(points)), color=_NO_TYPE_GREY, linewidths=0, rasterized=True)
@@ -133,6 +134,20 @@ def _by_category(ax: Axes, points: np.ndarray, values: pd.Series) -> None:
         draw_legend(ax, names, colours)
     else:
         _names_on_data(ax, points, codes, names)
+
+
+def palette_of(adata: AnnData, column: str, values: pd.Series) -> np.ndarray:
+    """Colours of the values of a column, ``(n_values, 3)``: scanpy's where it has drawn them; grey if unassigned."""
+    from matplotlib.colors import to_rgb
+
+    is_type = np.array([str(name) != UNASSIGNED for name in values.cat.categories], dtype=bool)
+    stored = adata.uns.get(f"{column}_colors", ())
+    # Also those of other values, if the column has changed since.
+    if adata.obs[column].dtype == "category" and len(stored) == len(is_type):
+        return np.array([to_rgb(colour) for colour in stored]).reshape(-1, 3)
+    colours = np.full((len(is_type), 3), _NO_TYPE_GREY)
+    colours[is_type] = colours_of(int(is_type.sum()))
+    return colours
 
 
 def colours_of(n_colours: int) -> np.ndarray:

@@ -96,6 +96,9 @@ def stability(
     """
     _check_options(n_repeats, subsample, seed)
     labels = read_labels(adata, key)
+    keys = ResultKeys(key)
+    if keys.stability in adata.obs and "stability_by_category" not in adata.uns[key]:
+        raise ValueError(f"obs[{keys.stability!r}] exists already and was not written by cplmixvi; rename it first.")
     rows = _rows_in_model(adata, model, key)
     n_train = _n_train(model, subsample)
     if labels.isna().all():
@@ -104,7 +107,6 @@ def stability(
     seeds = np.random.SeedSequence(seed).generate_state(n_repeats)
     repeats = [_labels_of_refit(model, n_train, int(number), train_kwargs or {})[rows] for number in seeds]
     result = _summary(labels, repeats, adata.obs_names, subsample)
-    keys = ResultKeys(key)
     adata.obs[keys.stability] = result.by_cell.to_numpy()
     found = result.by_category["jaccard"].to_numpy(dtype=np.float32)
     add_entries(adata, keys.uns, stability_by_category=found)
