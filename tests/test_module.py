@@ -277,7 +277,7 @@ def test_guided_arms_decode_the_guides_categories():
 
 
 def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
-    coupling = Coupling(2, 3).train()
+    coupling = Coupling(2, 3, distance="perturbed").train()
     logits = torch.randn(2, 40, 3, requires_grad=True)
     log_q = torch.log_softmax(logits, -1)
     before = coupling.running_variance.clone()

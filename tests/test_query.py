@@ -100,6 +100,21 @@ def test_types_are_found_across_a_strong_shift(cells, reference, query):
     assert set(adata.obs["cplmixvi"]) <= set(reference.category_names)
 
 
+def test_a_new_batch_without_an_effect_has_no_new_types(cells):
+    """Decoded values that were a fifth too low would be taken for an effect of the batch."""
+    adata = cells[0].copy()
+    adata.layers["log"] = cpl.pp.log_normalize(adata.X)
+    scvi.settings.seed = 0
+    model = trained(adata, epochs=40, setup={"layer": "log"}, n_hidden=32, likelihood="normal")
+    known = adata[adata.obs["batch"] == "batch0"].copy()
+    same = known.copy()
+    same.obs["batch"] = "new"
+    query = cpl.CplMixVI.load_query_data(same, model)
+    query.train(max_epochs=10, **QUIET)
+    assert (query.get_novelty() > 0.95).mean() < (model.get_novelty(known) > 0.95).mean() + 0.1
+    assert (query.predict() == model.predict(known)).mean() > 0.95
+
+
 def test_training_makes_the_cells_more_likely(query):
     model, before = query
     assert len(model.history["train_loss"]) == 30

@@ -70,9 +70,9 @@ class Coupling(nn.Module):
         n_arms: int,
         n_categories: int,
         *,
-        distance: str = "perturbed",
+        distance: str = "aitchison",
         lam: float | None = None,
-        epsilon: float | None = None,
+        epsilon: float | None = 0.05,
         dual_rate: float = 0.05,
         momentum: float = 0.1,
     ):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _MAX_COLUMNS = 5
 _PANEL_INCHES = 1.25
 _N_BINS = 40
+#: Fewer cells of a type have no histogram unless they are asked for.
+_FEWEST_CELLS = 10
 #: Values of a column that histograms can be told apart by.
 _MAX_VALUES = 12
 #: Ends of the axes: a few outlying cells must not squeeze all others.
@@ -117,7 +119,7 @@ def state_histograms(
     color
         Column of ``adata.obs`` with few values: one histogram per value, each with its share of the area.
     categories
-        Types to draw, from the top; all that have cells by default, the most widely spread ones first.
+        Types to draw, from the top; by default all that have ten cells, the most widely spread ones first.
     ax
         Where to draw; a new figure by default.
 
@@ -134,6 +136,9 @@ def state_histograms(
     chosen = choose(adata, key, categories)
     labels = read_obs(adata, key, argument="key").astype(str).to_numpy()
     if categories is None:
+        # Of a few cells a histogram is spikes, beside which others are flat.
+        sizes = category_sizes(adata, key, chosen)
+        chosen = [name for name, size in zip(chosen, sizes, strict=True) if size >= _FEWEST_CELLS] or chosen
         chosen = sorted(chosen, key=lambda name: -float(np.std(s[labels == name])))
     groups = None if color is None else read_obs(adata, color, argument="color").astype("category")
     if groups is not None and not 0 < len(groups.cat.categories) <= _MAX_VALUES:

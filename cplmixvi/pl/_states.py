@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_ON_DATA_CHARACTERS = 4
+_ON_DATA_CHARACTERS, _ON_DATA_NAMES = 4, 50
 _MAX_LEGEND_ROWS = 18
 _NO_TYPE_GREY = (0.85, 0.85, 0.85)
 
@@ -95,8 +95,8 @@ def read_points(adata: AnnData, basis: str, dims: tuple[int, int]) -> np.ndarray
 
 
 def _needs_legend(names: Sequence[str]) -> bool:
-    """Whether names are too long to be written on the cells."""
-    return max(map(len, names), default=0) > _ON_DATA_CHARACTERS
+    """Whether names are too long, or too many, to be written on the cells."""
+    return max(map(len, names), default=0) > _ON_DATA_CHARACTERS or len(names) > _ON_DATA_NAMES
 
 
 def _legend_width(values: pd.Series) -> float:

@@ -25,9 +25,7 @@ _N_DRAWS, _MAX_DRAWS = 50, 50_000
 
 
 @torch.no_grad()
-def follow_guide(
-    module: CplMixVAE, answers: GuideAnswers, batches: Iterable[dict[str, torch.Tensor]], max_cells: int = MAX_CELLS
-) -> None:
+def follow_guide(module: CplMixVAE, answers: GuideAnswers, batches: Iterable[dict[str, torch.Tensor]]) -> None:
     r"""Fit every arm's linear path to the guide, as a multinomial logistic regression, and start its decoder there.
 
     Arm ``a`` gets the coordinates of the guide's projection and the weights that maximise
@@ -44,8 +42,6 @@ def follow_guide(
         The guide's.
     batches
         Minibatches of the training cells, in random order.
-    max_cells
-        Stop reading here.
     """
     projection = answers.guide.answer.projection
     for arm in module.arms:
@@ -54,7 +50,7 @@ def follow_guide(
     said, covariates, n_cells = [], [], 0
     moments = CategoryMoments(module.n_categories, module.n_input, module.on_counts, module.device)
     for tensors in batches:
-        if n_cells >= max_cells:
+        if n_cells >= MAX_CELLS:
             break
         tensors = {key: value.to(module.device) for key, value in tensors.items()}
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long()

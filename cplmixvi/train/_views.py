@@ -235,7 +235,7 @@ def fit_views(
     others = np.setdiff1d(np.arange(n_categories), [] if known is None else known.numpy())
     for member, vote in zip(committee, votes, strict=True):
         member.order = torch.arange(n_categories)
-        member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])[0]])
+        member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])])
     return ViewConsensus(Opinion(projection, fit, fitter.dof), committee, start)
 
 
@@ -334,11 +334,9 @@ def usual_scalings(start: str) -> list[float | None]:
     return [None] if start == "images" else list(SCALINGS)
 
 
-def matched(reference: torch.Tensor, posterior: torch.Tensor) -> tuple[np.ndarray, float]:
-    """Order of ``posterior``'s categories that overlaps most with ``reference``'s, and the overlap in cells."""
-    shared = (reference.double().T @ posterior.double()).numpy()
-    rows, columns = linear_sum_assignment(-shared)
-    return columns, float(shared[rows, columns].sum())
+def matched(reference: torch.Tensor, posterior: torch.Tensor) -> np.ndarray:
+    """Order of ``posterior``'s categories that overlaps most with ``reference``'s."""
+    return linear_sum_assignment((reference.double().T @ posterior.double()).numpy(), maximize=True)[1]
 
 
 def possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]:
