@@ -1,4 +1,4 @@
-"""Type-preserving copies of cells: what makes the arms see non-identical views of one cell."""
+"""Copies of cells that preserve the cell type, so that the arms see non-identical views of each cell."""
 
 from ._across import AcrossCondition, AcrossLevels
 from ._affine import Affine

@@ -25,26 +25,26 @@ _ROUNDS = 3
 
 
 class AcrossCondition(PartnerAugmenter):
-    """Let a cell's copies be of any condition: the cell itself, or its counterpart in another one.
+    """Let the copies of a cell come from any condition: the cell itself, or its counterpart in another condition.
 
     For users who know a condition (a treatment, a donor, a technology) by which types should not split. Every arm and
-    step draws a condition for each cell and sees a counterpart of it there; the start of the training sees the mean of
-    the cell and its counterparts.
+    step draws a condition for each cell and sees a counterpart of the cell there; the start of training sees the mean
+    of the cell and its counterparts.
 
-    Cells of two conditions are counterparts if each is among the nearest of the other, each condition's coordinates
-    being centred (mutual nearest neighbours: Haghverdi et al. 2018, Nature Biotechnology 36:421). Because types do not
-    all respond alike, the conditions are then moved towards each other by the local mean of the counterparts'
-    differences, and counterparts are found anew. A cell that has none takes those of the nearest cell that has, if that
-    is near; else it stands for itself.
+    Two cells of different conditions are counterparts if each is among the nearest neighbours of the other, after the
+    coordinates of each condition are centred (mutual nearest neighbours: Haghverdi et al. 2018, Nature Biotechnology
+    36:421). Because not all types respond alike, the conditions are then moved towards each other by the local mean of
+    the differences between counterparts, and counterparts are determined anew. A cell without counterparts borrows
+    those of the nearest cell that has some, if that cell is near; otherwise it stands for itself.
 
     Parameters
     ----------
     key
-        Column of ``obs`` with the condition. With a ``batch_key``, counterparts are looked for in the cell's own batch.
+        Column of ``obs`` with the condition. With a ``batch_key``, counterparts are sought within the cell's own batch.
     n_neighbors
-        Cells of the other condition within which two cells must have each other.
+        Number of nearest cells of the other condition among which two counterparts must have each other.
     use_rep
-        Entry of ``obsm`` with the coordinates that cells are compared in; `None` for 30 principal components of log
+        Entry of ``obsm`` with the coordinates in which cells are compared; `None` for 30 principal components of log
         values.
 
     Raises
@@ -61,7 +61,7 @@ class AcrossCondition(PartnerAugmenter):
         self.nuisance_keys = (key,)
 
     def check(self, adata: AnnData) -> None:
-        """Refuse a condition that is not there or that all cells have; see :meth:`Augmenter.check`."""
+        """Reject a condition that is missing or has the same value for all cells; see :meth:`Augmenter.check`."""
         check_obsm(adata, self.use_rep)
         if self.key not in adata.obs:
             raise ValueError(
@@ -75,11 +75,11 @@ class AcrossCondition(PartnerAugmenter):
             )
 
     def conditions(self, cells: Cells) -> np.ndarray:
-        """Code of every cell's condition, ``(n_obs,)``."""
+        """Code of each cell's condition, ``(n_obs,)``."""
         return codes_of(cells.adata, [self.key])
 
     def find(self, cells: Cells) -> list[sparse.csr_matrix]:
-        """Counterparts of each cell in every condition, see :class:`PartnerAugmenter`.
+        """Counterparts of each cell in every condition; see :class:`PartnerAugmenter`.
 
         Raises
         ------
@@ -114,21 +114,26 @@ class AcrossCondition(PartnerAugmenter):
         ]
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A counterpart of every cell from each condition, or the cell itself; see :meth:`Augmenter.neutral`."""
+        """A counterpart of each cell from every condition, or the cell itself; see :meth:`Augmenter.neutral`."""
         if self.partners is None:
             return x[None]
         return self.partners.draw_each(tensors[CELL_KEY].to(x.device))
 
 
 class AcrossLevels(AcrossCondition):
-    """Let a cell's copies be of either level of a condition that no column of ``obs`` has.
+    """Let the copies of a cell come from either level of a condition that is not a column of ``obs``.
 
     Parameters
     ----------
     level
-        Code of every cell's level, ``(n_obs,)``; those of cells that are not trained on do not matter.
+        Code of each cell's level, ``(n_obs,)``; the codes of cells outside the training set do not matter.
     n_neighbors, use_rep
         See :class:`AcrossCondition`.
+
+    Raises
+    ------
+    ValueError
+        If ``n_neighbors`` is out of range.
     """
 
     def __init__(self, level: np.ndarray, n_neighbors: int = 20, *, use_rep: str | None = None):
@@ -136,11 +141,11 @@ class AcrossLevels(AcrossCondition):
         self.level = np.asarray(level)
 
     def check(self, adata: AnnData) -> None:
-        """Nothing in ``obs`` is needed."""
+        """Require no column of ``obs``; see :meth:`Augmenter.check`."""
         check_obsm(adata, self.use_rep)
 
     def conditions(self, cells: Cells) -> np.ndarray:
-        """The levels."""
+        """Level of each cell, ``(n_obs,)``."""
         return self.level
 
 

@@ -26,16 +26,16 @@ _SCALE_RANGE = (0.2, 5.0)
 
 
 class Affine(Augmenter):
-    r"""Draw a random affine map for every image: rotation, shear, scale and translation.
+    r"""Draw a random affine map for each image: rotation, shear, scale and translation.
 
-    A copy has at pixel :math:`u` (from the image's centre) the value of the image at
-    :math:`R(\theta)\begin{pmatrix}1&\tan\phi\\0&1\end{pmatrix}u / \sigma + t`, bilinearly interpolated and zero
-    outside; all four are uniform within the given bounds and independent (the paper's Table S1 has rotations alone).
-    Values are grey levels over a dark background, pixels in row-major order.
+    At pixel :math:`u` (relative to the centre of the image), a copy has the value of the image at
+    :math:`R(\theta)\begin{pmatrix}1&\tan\phi\\0&1\end{pmatrix}u / \sigma + t`, bilinearly interpolated and zero outside
+    the image. All four are independent and uniform within the given bounds (the paper's Table S1 has rotations only).
+    Values are grey levels on a dark background, with pixels in row-major order.
 
-    The start of the training sees :meth:`normal_form`, which takes the same four out by the image's moments. So do the
-    arms, beside the image itself, where images are turned by up to 180 degrees or moved by more than 15 %
-    of their side.
+    The start of training sees :meth:`normal_form`, which removes the same four by means of the image's moments. The
+    arms see it too, in addition to the image itself, if images are rotated by up to 180 degrees or moved by more than
+    15 % of their side.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ class Affine(Augmenter):
         self.shape = None if shape is None else [int(side) for side in shape]
 
     def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
-        """Find the shape of the images; see :meth:`Augmenter.build`.
+        """Check the likelihood and the shape of the images; see :meth:`Augmenter.build`.
 
         Raises
         ------
         ValueError
-            If the pixels are not as many as the shape says or do not make a square, or the values are counts.
+            If the number of pixels does not match the shape or is not that of a square, or if the values are counts.
         """
         if likelihood in COUNT_LIKELIHOODS:
             raise ValueError(
@@ -105,7 +105,7 @@ class Affine(Augmenter):
         return pp.image_sides(n_pixels, self.shape, given_as="augment=cplmixvi.augment.Affine(shape={})")
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw a moved copy of every image ``(n_images, n_pixels)``."""
+        """Draw a transformed copy of each image, ``(n_images, n_pixels)``."""
 
         def uniform(bound: float) -> torch.Tensor:
             return bound * (2 * torch.rand(len(x), device=x.device, dtype=x.dtype) - 1)
@@ -130,23 +130,24 @@ class Affine(Augmenter):
         return torch.minimum(torch.maximum(moved, x.amin().clamp_max(0)), x.amax())
 
     def normal_form(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Images without what copies change, as far as their moments tell it.
+        r"""Images without the variation that copies introduce, as far as their moments reveal it.
 
-        The centre of mass is moved to the middle, the slant :math:`\mu_{11}/\mu_{02}` taken out (as the usual deskewing
-        of digits does) and the root mean square distance from the centre set to 15 % of the side. What copies do not
-        change is left as it is: without translation images are not moved, without scale not scaled, and without shear
-        and rotation, or with rotations beyond 45 degrees, not slanted. With rotations of up to 180 degrees an image is
-        replaced by its mean over all of them: every pixel has the mean of those as far from the middle.
+        The centre of mass is moved to the middle, the slant :math:`\mu_{11}/\mu_{02}` is removed (as in the usual
+        deskewing of digits), and the root mean square distance from the centre is set to 15 % of the side. What copies
+        do not change is left alone: images are not moved if there is no translation, not scaled if there is no scale,
+        and not deslanted if there is neither shear nor rotation, or if rotations exceed 45 degrees. If rotations reach
+        180 degrees, an image is replaced by its mean over all rotations: every pixel takes the mean of the pixels at
+        the same distance from the middle.
 
         Parameters
         ----------
         x
-            ``(n_images, n_pixels)``.
+            Images, ``(n_images, n_pixels)``.
 
         Returns
         -------
         torch.Tensor
-            Same shape. Images that are zero everywhere stay as they are.
+            Same shape. Images that are zero everywhere are returned unchanged.
         """
         rows, columns = self._shape_of(x.shape[1])
         images = x.clamp_min(0).view(-1, rows, columns)
@@ -172,7 +173,7 @@ class Affine(Augmenter):
         return normal if self.rotation < _ANY_ROTATION else _turned_about(normal, across, down)
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The normal form of every image; see :meth:`Augmenter.neutral`."""
+        """The normal form of each image; see :meth:`Augmenter.neutral`."""
         return self.normal_form(x)[None]
 
 

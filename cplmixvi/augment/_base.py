@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 class Augmenter(nn.Module):
-    """A random map from cells to copies of the same type.
+    """A random map from cells to copies of the same cell type.
 
-    Subclasses implement :meth:`forward`. One call draws one copy of every cell; the module calls it
-    once per arm and step, so that the arms' copies are independent given the cell (paper, section 3,
-    "Arms observe non-identical copies of samples"). Augmenters are :class:`~torch.nn.Module` so that
-    their buffers move to the device with the model and are saved with it. A subclass keeps each argument of its
-    constructor in an attribute of the same name: a saved model has the name of the class and these, and no code.
+    Subclasses implement :meth:`forward`. One call draws one copy of each cell; the module calls it once per arm and
+    step, so that the arms' copies are independent given the cell (paper, section 3, "Arms observe non-identical copies
+    of samples"). Augmenters are instances of :class:`~torch.nn.Module`, so that their buffers move to the device with
+    the model and are saved with it. A subclass stores each argument of its constructor in an attribute of the same
+    name: a saved model contains the name of the class and these arguments, but no code.
 
-    The other methods are for augmenters that need more than a minibatch, and do nothing by default. A model calls
-    :meth:`build` when it is made, :meth:`check` and :meth:`prepare` before it is trained, and :meth:`release` after.
+    The other methods are for augmenters that need more than a minibatch; by default they do nothing. A model calls
+    :meth:`build` when it is created, :meth:`check` and :meth:`prepare` before it is trained, and :meth:`release`
+    afterwards.
     """
 
     #: Whether the augmenter is only meaningful on counts.
@@ -45,30 +46,32 @@ class Augmenter(nn.Module):
     nuisance_keys: tuple[str, ...] = ()
 
     def check(self, adata: AnnData) -> None:
-        """Refuse cells without what the augmenter needs.
+        """Reject data that lack what the augmenter needs.
 
         Raises
         ------
         ValueError
-            That says what is missing.
+            With a message that says what is missing.
         """
 
     def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
-        """Make what depends on the number of genes, the likelihood and the depth (molecules) of the model."""
+        """Create what depends on the model's number of genes, likelihood and depth (molecules)."""
 
     def prepare(self, cells: Cells, device: torch.device | str) -> None:
-        """Look at the training cells; what :meth:`forward` needs of them is kept on ``device``."""
+        """Inspect the training cells; what :meth:`forward` needs of them is kept on ``device``."""
 
     def release(self) -> None:
-        """Let go of the training cells."""
+        """Release the training cells."""
 
     def normal_form(self, x: torch.Tensor) -> torch.Tensor:
-        """Values without what copies change, where that can be told from the values alone; else the values.
+        """Values without the variation that copies introduce, if that can be told from the values alone.
+
+        Otherwise the values themselves.
 
         Parameters
         ----------
         x
-            ``(n_cells, n_genes)``, what encoders read.
+            What encoders read, ``(n_cells, n_genes)``.
 
         Returns
         -------
@@ -78,7 +81,7 @@ class Augmenter(nn.Module):
         return x
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Values whose mean says nothing of what copies change and types must not follow.
+        """Values whose mean carries no information about what copies change and types must not follow.
 
         Parameters
         ----------
@@ -88,31 +91,31 @@ class Augmenter(nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(n_values, n_cells, n_genes)``; the cells themselves, ``x[None]``, where there is nothing of that kind.
+            ``(n_values, n_cells, n_genes)``; the cells themselves, ``x[None]``, if there is nothing of the kind.
         """
         return x[None]
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw a copy of every cell.
+        """Draw a copy of each cell.
 
         Parameters
         ----------
         x
-            Values as registered (counts or log values), shape ``(n_cells, n_genes)``. Never modified.
+            Values as registered (counts or log values), ``(n_cells, n_genes)``. Never modified.
         tensors
-            The whole minibatch, for augmenters that need more than the values (a cell's index, batch).
+            The whole minibatch, for augmenters that need more than the values (a cell's index or batch).
 
         Returns
         -------
         torch.Tensor
-            Copies, same shape and scale as ``x``.
+            Copies, with the shape and scale of ``x``.
         """
         raise NotImplementedError
 
     def draw(
         self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a copy of every cell, and say what an arm is to reconstruct from it.
+        """Draw a copy of each cell, together with what an arm has to reconstruct from it.
 
         Parameters
         ----------
@@ -122,7 +125,8 @@ class Augmenter(nn.Module):
         Returns
         -------
         tuple of torch.Tensor
-            The copies, and these again, or the cells themselves where copies are corrupted; each of the shape of ``x``.
+            The copies, and the targets of reconstruction: the same copies, or the cells themselves if copies are
+            corrupted. Both have the shape of ``x``.
         """
         copy = self(x, tensors)
         return copy, x if self.corrupts else copy
@@ -167,33 +171,33 @@ class Compose(Augmenter):
         self.nuisance_keys = tuple(key for augmenter in augmenters for key in augmenter.nuisance_keys)
 
     def check(self, adata: AnnData) -> None:
-        """Check for each augmenter."""
+        """Call :meth:`Augmenter.check` of each augmenter."""
         for augmenter in self.augmenters:
             augmenter.check(adata)
 
     def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
-        """Build each augmenter."""
+        """Call :meth:`Augmenter.build` of each augmenter."""
         for augmenter in self.augmenters:
             augmenter.build(n_genes, likelihood, target_library)
 
     def prepare(self, cells: Cells, device: torch.device | str) -> None:
-        """Prepare each augmenter."""
+        """Call :meth:`Augmenter.prepare` of each augmenter."""
         for augmenter in self.augmenters:
             augmenter.prepare(cells, device)
 
     def release(self) -> None:
-        """Release the cells of each augmenter."""
+        """Call :meth:`Augmenter.release` of each augmenter."""
         for augmenter in self.augmenters:
             augmenter.release()
 
     def normal_form(self, x: torch.Tensor) -> torch.Tensor:
-        """That of each augmenter in turn."""
+        """Apply the normal form of each augmenter in turn."""
         for augmenter in self.augmenters:
             x = augmenter.normal_form(x)
         return x
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the augmenter of images makes of the cells, or else the first, the only other that may change them."""
+        """Neutral values of the augmenter of images, or else of the first, the only other that may change them."""
         chosen = next((augmenter for augmenter in self.augmenters if augmenter.on_images), self.augmenters[0])
         return chosen.neutral(x, tensors)
 
@@ -204,7 +208,7 @@ class Compose(Augmenter):
     def draw(
         self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw from each augmenter in turn; what is reconstructed are the copies before the first that corrupts."""
+        """Draw from each augmenter in turn; what arms reconstruct are the copies before the first that corrupts."""
         copy = target = x
         for augmenter in self.augmenters:
             if copy is target:

@@ -21,16 +21,16 @@ class Cells:
     Attributes
     ----------
     adata
-        All cells, for what is known of them beside the values.
+        All cells, for what is known about them besides the values.
     values
         Values as registered, dense or CSR, ``(n_obs, n_genes)``.
     rows
-        Rows of the training cells, ``(n_train,)``; no copy may come from any other.
+        Rows of the training cells, ``(n_train,)``; copies may come from these only.
     on_counts
         Whether the values are counts.
     group
-        Code of each cell's batch and categorical covariates together, ``(n_obs,)``. Decoders are told those of the
-        cell, so a copy must have the same.
+        Code of each cell's combination of batch and categorical covariates, ``(n_obs,)``. Decoders are given those of
+        the cell, so a copy must have the same.
     """
 
     adata: AnnData
@@ -85,7 +85,19 @@ class CellStore:
 
 
 def codes_of(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
-    """Code of every cell's values of several columns of ``obs`` together, ``(n_obs,)``; missing is a value too.
+    """Code of each cell's combination of values in several columns of ``obs``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    keys
+        Columns of ``obs``; may be empty. Values are compared as strings, and a missing value counts as a value.
+
+    Returns
+    -------
+    numpy.ndarray
+        Integers numbered from 0, ``(n_obs,)``; all 0 if there are no columns.
 
     Examples
     --------
@@ -97,7 +109,17 @@ def codes_of(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
 
 
 def combined(*codes: np.ndarray) -> np.ndarray:
-    """One code per combination of several, each ``(n,)``, numbered from 0.
+    """Combine several codes into one code per combination.
+
+    Parameters
+    ----------
+    *codes
+        At least one array of codes, each ``(n,)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Integers numbered from 0, ``(n,)``.
 
     Examples
     --------

@@ -89,14 +89,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Logit of a cell being real.
+    """Network that returns the logit of a cell being real.
 
     Parameters
     ----------
     n_genes, n_hidden
-        Number of genes and width of the layers.
+        Number of genes, and width of the layers.
     dropout_rate
-        Of the input: no gene alone may decide.
+        Dropout rate of the input, so that no single gene can decide.
     """
 
     def __init__(self, n_genes: int, n_hidden: int = 128, dropout_rate: float = 0.2):
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, log_values: torch.Tensor) -> torch.Tensor:
-        """``(n_cells,)`` for log values ``(n_cells, n_genes)``."""
+        """Logits ``(n_cells,)`` for log values ``(n_cells, n_genes)``."""
         return self.layers(log_values).squeeze(-1)
 
 

@@ -15,22 +15,22 @@ class LearnedAugmenter(Augmenter):
     """Copies that vary as cells of one type do, learned without labels.
 
     In the spirit of the paper's augmenter (VAE-GAN: Larsen et al. 2016, arXiv:1512.09300; DAGAN: Antoniou et al. 2017,
-    arXiv:1711.04340): a cell is encoded, noise is added to its latent, and the copy is drawn from what that decodes to.
-    On counts the copy is a draw of negative binomial counts of the cell's own depth. :meth:`CplMixVI.train_augmenter`
-    trains it, :meth:`CplMixVI.train` before the arms where that was not called; while the arms train it is frozen.
-    It is saved with the model.
+    arXiv:1711.04340), a cell is encoded, noise is added to its latent representation, and the copy is drawn from the
+    decoded result. For counts, the copy is a draw of negative binomial counts at the cell's own depth. The augmenter is
+    trained by :meth:`CplMixVI.train_augmenter` or, if that was not called, by :meth:`CplMixVI.train` before the arms;
+    it is frozen while the arms train. It is saved with the model.
 
     Parameters
     ----------
     n_latent
-        Dimensions of the latent space.
+        Number of latent dimensions.
     n_hidden
         Width of the hidden layers.
 
     Raises
     ------
     ValueError
-        If a number is below 1.
+        If ``n_latent`` or ``n_hidden`` is below 1.
     """
 
     def __init__(self, n_latent: int = 16, n_hidden: int = 128):
@@ -46,7 +46,7 @@ class LearnedAugmenter(Augmenter):
         self.register_buffer("target_library", torch.tensor(1.0))
 
     def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
-        """Make the networks, untrained; see :meth:`Augmenter.build`."""
+        """Create the networks, untrained; see :meth:`Augmenter.build`."""
         self.on_counts = likelihood in COUNT_LIKELIHOODS
         self.target_library.fill_(target_library)
         self.generator = Generator(n_genes, likelihood, self.n_latent, self.n_hidden)
@@ -54,17 +54,17 @@ class LearnedAugmenter(Augmenter):
         self.fitted = False
 
     def log_values(self, x: torch.Tensor) -> torch.Tensor:
-        """What encoder and discriminator read: log values of counts scaled to a common depth, else ``x``."""
+        """What encoder and discriminator read: log values of counts scaled to a common depth, otherwise ``x``."""
         if not self.on_counts:
             return x
         return torch.log1p(x * (self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0)))
 
     def copies(self, x: torch.Tensor) -> Copies:
-        """Copies of cells ``(n_cells, n_genes)`` with what their losses are made of."""
+        """Copies of cells ``(n_cells, n_genes)``, with the components of their losses."""
         return self.generator(x, self.log_values(x))
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw a copy of every cell, shape ``(n_cells, n_genes)``.
+        """Draw a copy of each cell, ``(n_cells, n_genes)``.
 
         Raises
         ------
@@ -77,16 +77,26 @@ class LearnedAugmenter(Augmenter):
             return self.copies(x).values
 
     def get_extra_state(self) -> torch.Tensor:
-        """Whether it has been trained, to go with the weights."""
+        """Whether the augmenter has been trained, to be saved with the weights."""
         return torch.tensor(self.fitted)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Take over whether saved weights have been trained."""
+        """Restore whether the saved weights have been trained."""
         self.fitted = bool(state)
 
 
 def learned_parts(augmenter: Augmenter) -> list[LearnedAugmenter]:
-    """The learned augmenters that an augmenter is made of.
+    """Find the learned augmenters within an augmenter.
+
+    Parameters
+    ----------
+    augmenter
+        Any augmenter, such as a :class:`Compose`.
+
+    Returns
+    -------
+    list of LearnedAugmenter
+        ``augmenter`` itself if it is learned, and those it is composed of; empty if there are none.
 
     Examples
     --------

@@ -10,9 +10,9 @@ from ._base import Augmenter
 class GeneMasking(Augmenter):
     r"""Set each value to zero with probability ``rate``, independently.
 
-    :math:`x_a = x \odot m`, :math:`m_g \sim \mathrm{Bernoulli}(1 - \text{rate})`. On log values and on counts
-    alike a zero means "not detected", which is also how dropout shows in single-cell data. Arms reconstruct the cell
-    without the mask.
+    :math:`x_a = x \odot m`, :math:`m_g \sim \mathrm{Bernoulli}(1 - \text{rate})`. For log values and counts alike, a
+    zero means "not detected", which is also how dropout appears in single-cell data. Arms reconstruct the cell without
+    the mask.
 
     Parameters
     ----------
@@ -34,5 +34,5 @@ class GeneMasking(Augmenter):
         self.rate = float(rate)
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw a masked copy of ``x``, shape ``(n_cells, n_genes)``."""
+        """Draw a masked copy of ``x``, ``(n_cells, n_genes)``."""
         return x * (torch.rand_like(x) >= self.rate).to(x.dtype)

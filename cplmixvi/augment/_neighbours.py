@@ -17,19 +17,20 @@ from ._partners import PartnerAugmenter, as_pairs
 class Neighbours(PartnerAugmenter):
     """Replace each cell by one of its nearest neighbours, drawn afresh for every arm and step.
 
-    Neighbours are looked for among training cells of the same batch and categorical covariates. A cell that has no
-    such neighbour stands for itself.
+    Neighbours are sought among training cells with the same batch and categorical covariates. A cell without any such
+    neighbour stands for itself.
 
     Parameters
     ----------
     n_neighbors
-        Neighbours per cell, at least 1; fewer where there are not as many cells.
+        Number of neighbours per cell, at least 1; fewer if there are not enough cells.
     use_rep
-        Entry of ``obsm`` with the coordinates that cells are compared in; `None` for 30 principal components of log
+        Entry of ``obsm`` with the coordinates in which cells are compared; `None` for 30 principal components of log
         values.
     graph
-        Entry of ``obsp`` with a graph in which a larger weight means nearer, as ``"connectivities"`` of
-        :func:`scanpy.pp.neighbors`; its edges are used instead of coordinates, ``n_neighbors`` strongest of each cell.
+        Entry of ``obsp`` with a graph in which a larger weight means nearer, such as ``"connectivities"`` of
+        :func:`scanpy.pp.neighbors`. Its edges are then used instead of coordinates, the ``n_neighbors`` strongest of
+        each cell.
 
     Raises
     ------
@@ -46,7 +47,7 @@ class Neighbours(PartnerAugmenter):
         self.n_neighbors, self.use_rep, self.graph = n_neighbors, use_rep, graph
 
     def check(self, adata: AnnData) -> None:
-        """Refuse coordinates or a graph that are not there; see :meth:`Augmenter.check`."""
+        """Reject coordinates or a graph that do not exist; see :meth:`Augmenter.check`."""
         check_obsm(adata, self.use_rep)
         if self.graph is not None and self.graph not in adata.obsp:
             raise ValueError(
@@ -55,7 +56,7 @@ class Neighbours(PartnerAugmenter):
             )
 
     def find(self, cells: Cells) -> list[sparse.csr_matrix]:
-        """Neighbours of each cell, see :class:`PartnerAugmenter`."""
+        """Neighbours of each cell; see :class:`PartnerAugmenter`."""
         return [self._from_coordinates(cells) if self.graph is None else self._from_graph(cells)]
 
     def _from_coordinates(self, cells: Cells) -> sparse.csr_matrix:

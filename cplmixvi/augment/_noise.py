@@ -10,7 +10,8 @@ from ._base import Augmenter
 class GaussianNoise(Augmenter):
     r"""Add noise to the detected values: :math:`x_a = \max(x + \sigma\epsilon, 0)` where :math:`x > 0`.
 
-    Zeros stay zeros: an undetected gene is not made detected by noise. Arms reconstruct the cell without the noise.
+    Zeros remain zeros: noise does not turn an undetected gene into a detected one. Arms reconstruct the cell without
+    the noise.
 
     Parameters
     ----------
@@ -32,6 +33,6 @@ class GaussianNoise(Augmenter):
         self.sd = float(sd)
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw a noisy copy of ``x``, shape ``(n_cells, n_genes)``."""
+        """Draw a noisy copy of ``x``, ``(n_cells, n_genes)``."""
         noisy = (x + self.sd * torch.randn_like(x)).clamp_min(0)
         return torch.where(x > 0, noisy, x)

@@ -35,27 +35,27 @@ Augment = str | Augmenter | Sequence[str | Augmenter] | None
 
 
 def resolve(augment: Augment, likelihood: str) -> Augmenter:
-    """Turn the model's ``augment`` argument into an augmenter.
+    """Convert the model's ``augment`` argument into an augmenter.
 
     Parameters
     ----------
     augment
-        ``"auto"`` (thinning on counts, masking otherwise), ``"thin"``, ``"mask"``, ``"noise"``, ``"neighbours"``,
-        ``"neighbours=KEY"`` with coordinates in ``obsm``, ``"across=KEY"`` with a condition in ``obs``,
-        ``"learned"``, ``"affine"`` (images), ``"none"`` or `None`; several of these names joined by ``"+"``; an
-        :class:`Augmenter`; or a sequence of those. Several are applied in order.
+        ``"auto"`` (thinning for counts, masking otherwise), ``"thin"``, ``"mask"``, ``"noise"``, ``"neighbours"``,
+        ``"neighbours=KEY"`` with coordinates in ``obsm``, ``"across=KEY"`` with a condition in ``obs``, ``"learned"``,
+        ``"affine"`` (images), ``"none"`` or `None`; several of these names joined by ``"+"``; an :class:`Augmenter`; or
+        a sequence of names and augmenters. If there are several, they are applied in order.
     likelihood
-        The model's likelihood: augmenters that need counts are refused on other values.
+        The model's likelihood; augmenters that need counts are rejected for other values.
 
     Returns
     -------
     Augmenter
-        A copy, where one was given: it is the model's own.
+        If an augmenter was given, a copy of it that belongs to the model.
 
     Raises
     ------
     ValueError
-        If the name is unknown or the augmenter does not fit the likelihood.
+        If a name is unknown, or the augmenter does not suit the likelihood.
 
     Examples
     --------

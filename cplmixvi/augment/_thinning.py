@@ -19,17 +19,17 @@ _TABLE_COUNTS, _N_BINS = 63, 1024
 
 
 class CountThinning(Augmenter):
-    r"""Keep every molecule with probability ``keep``.
+    r"""Keep each molecule with probability ``keep``.
 
-    :math:`x_a \mid x \sim \mathrm{Binomial}(x, p)` per gene. A Poisson count thinned this way is a
-    Poisson count of rate :math:`p\lambda`, so a copy is a valid draw from the same cell at lower depth.
-    The library size must be recomputed from the copy, which the module does.
+    :math:`x_a \mid x \sim \mathrm{Binomial}(x, p)` per gene. A Poisson count thinned in this way is a Poisson count
+    with rate :math:`p\lambda`, so a copy is a valid draw from the same cell at lower depth. The library size must be
+    recomputed from the copy, which the module does.
 
     Parameters
     ----------
     keep
-        Probability of keeping a molecule, in ``(0, 1]``, or an interval ``(low, high)`` from which each
-        cell's probability is drawn uniformly at every call.
+        Probability of keeping a molecule, in ``(0, 1]``, or an interval ``(low, high)`` from which each cell's
+        probability is drawn uniformly at every call.
 
     Raises
     ------
@@ -48,11 +48,11 @@ class CountThinning(Augmenter):
 
     @property
     def keep(self) -> tuple[float, float]:
-        """Range of the probability of keeping a molecule, as given."""
+        """Range ``(low, high)`` of the probability of keeping a molecule."""
         return self.low, self.high
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw a thinned copy of ``x``, shape ``(n_cells, n_genes)``, counts."""
+        """Draw a thinned copy of ``x``, counts, ``(n_cells, n_genes)``."""
         if x.device.type == "cpu" and self.low == self.high:
             return thinned(x, self.high)
         keep = torch.full((len(x), 1), self.high, device=x.device, dtype=x.dtype)

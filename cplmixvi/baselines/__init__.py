@@ -1,4 +1,4 @@
-"""Methods that cplmixvi is compared with."""
+"""Methods with which cplmixvi is compared."""
 
 from ._assignment import assign_categories
 from ._cascade import CascadeModule, CascadeVAE

@@ -9,19 +9,20 @@ from scipy.optimize import linear_sum_assignment
 def assign_categories(cost: np.ndarray, congestion: float) -> np.ndarray:
     r"""Minimise :math:`\sum_n \text{cost}_{n c_n} + \sum_k \text{congestion}\cdot n_k(n_k - 1)/2` over categories.
 
-    This minimum-cost flow from cells through categories, whose ``j``-th cell costs ``j - 1`` times the congestion, is
-    an assignment of cells to places in categories.
+    This is a minimum-cost flow from cells through categories, in which the ``j``-th cell of a category costs ``j - 1``
+    times the congestion. It is solved as an assignment of cells to places in categories.
 
     Parameters
     ----------
     cost
-        Of every cell in every category, ``(n_cells, K)``.
+        Cost of each cell in each category, ``(n_cells, K)``.
     congestion
-        At least 0.
+        At least 0, in the units of ``cost``.
 
     Returns
     -------
-    Categories, ``(n_cells,)``.
+    numpy.ndarray
+        Category of each cell, ``(n_cells,)``.
 
     Examples
     --------

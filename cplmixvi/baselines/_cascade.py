@@ -72,24 +72,24 @@ class CascadeModule(SingleArmModule):
 
     .. math:: -\log p(x\mid s, c) + \sum_d \beta_d\,\mathrm{KL}\big(q(s_d\mid x)\,\|\,\mathcal N(0, 1)\big)
 
-    All :math:`\beta_d` are high at first; every stage lowers that of one more dimension, but for stage
-    ``category_stage``, in which categories come into use instead. From then on the categories of a minibatch are those
-    of least reconstruction error under a congestion cost (:func:`~cplmixvi.baselines.assign_categories`); before, cells
-    have none.
+    All :math:`\beta_d` are high at first; each stage lowers that of one more dimension, except stage
+    ``category_stage``, in which categories come into use instead. From then on, the categories of a minibatch are those
+    with the smallest reconstruction error under a congestion cost (:func:`~cplmixvi.baselines.assign_categories`);
+    before that stage, cells have no category.
 
     Parameters
     ----------
     n_input
         Number of genes.
     beta_high, beta_low
-        :math:`\beta_d` before and after the dimension's release.
+        :math:`\beta_d` before and after the dimension is released.
     stage_steps
-        Steps of a stage; if `None`, the training's steps divided by one more than the dimensions, so that a stage is
-        left when all are released.
+        Number of steps per stage. If `None`, the number of training steps divided by the number of dimensions plus one,
+        so that one stage remains after all dimensions are released.
     category_stage
-        Stage in which categories come into use, with so many dimensions released, from 0 to ``n_state``.
+        Stage in which categories come into use, from 0 to ``n_state``; as many dimensions have been released by then.
     congestion
-        Nats that a cell costs more per cell that is in its category before it.
+        Nats by which the cost of a cell rises for each cell that is already in its category.
     n_channels, image_shape
         See :class:`~cplmixvi.baselines.JointModule`.
     **options
@@ -98,7 +98,7 @@ class CascadeModule(SingleArmModule):
     Raises
     ------
     ValueError
-        If a weight is negative, a stage out of range, or values are not the pixels of such an image.
+        If a weight is negative, a stage is out of range, or the values are not the pixels of such an image.
     """
 
     _arm_cls = CascadeArm
@@ -130,18 +130,18 @@ class CascadeModule(SingleArmModule):
         self._set_stage()
 
     def plan_steps(self, n_steps: int) -> None:
-        """Take the length of a stage from the steps of the training, ``n_steps``, unless it was given."""
+        """Set the length of a stage from the number of training steps, ``n_steps``, unless it was given."""
         self._steps_per_stage = self.stage_steps or max(1, n_steps // (self.n_state + 1))
         self._set_stage()
 
     @property
     def stage(self) -> int:
-        """Stage of the next step, from 0."""
+        """Stage of the next step, counted from 0."""
         return int(self.n_steps) // self._steps_per_stage
 
     @property
     def n_released(self) -> int:
-        """Dimensions of the state that are released in the next step."""
+        """Number of state dimensions that are released in the next step."""
         return min(self.n_state, self.stage + (self.stage < self.category_stage))
 
     def _set_stage(self) -> None:

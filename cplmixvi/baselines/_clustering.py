@@ -18,16 +18,17 @@ def principal_components(values, n_components: int = 50, *, seed: int = 0) -> np
     Parameters
     ----------
     values
-        Log-normalised values of the genes to use, ``(n_obs, n_vars)``, dense or sparse. Genes are centred, not
+        Log-normalised values of the genes to use, ``(n_obs, n_vars)``, dense or sparse. Genes are centred but not
         scaled.
     n_components
-        At most this many.
+        Maximum number of components.
     seed
-        Of the randomised solver.
+        Seed of the randomised solver.
 
     Returns
     -------
-    Float32 array ``(n_obs, min(n_components, n_obs - 1, n_vars - 1))``.
+    numpy.ndarray
+        Float32, ``(n_obs, min(n_components, n_obs - 1, n_vars - 1))``.
 
     Examples
     --------
@@ -44,20 +45,21 @@ def principal_components(values, n_components: int = 50, *, seed: int = 0) -> np
 
 
 def kmeans(components: np.ndarray, n_clusters: int, *, seed: int = 0) -> np.ndarray:
-    """K-means labels of the cells, best of ten starts.
+    """K-means labels of the cells, the best of ten starts.
 
     Parameters
     ----------
     components
-        Coordinates ``(n_obs, n_components)``.
+        Coordinates, ``(n_obs, n_components)``.
     n_clusters
         Number of clusters.
     seed
-        Of the starts.
+        Seed of the starts.
 
     Returns
     -------
-    Strings ``(n_obs,)``.
+    numpy.ndarray
+        Labels as strings, ``(n_obs,)``.
 
     Examples
     --------
@@ -72,21 +74,22 @@ def kmeans(components: np.ndarray, n_clusters: int, *, seed: int = 0) -> np.ndar
 
 
 def neighbour_graph(components: np.ndarray, *, seed: int = 0) -> AnnData:
-    """Make an AnnData without genes that holds ``components`` and their neighbour graph, for Leiden and UMAP.
+    """Create an AnnData without genes that holds ``components`` and their neighbour graph, for Leiden and UMAP.
 
-    The neighbours are exact, found by scikit-learn: approximate search with PyNNDescent fails in some combinations
-    of its version and scikit-learn's.
+    Neighbours are exact and found by scikit-learn: approximate search with PyNNDescent fails for some combinations of
+    its version and that of scikit-learn.
 
     Parameters
     ----------
     components
-        Coordinates ``(n_obs, n_components)``.
+        Coordinates, ``(n_obs, n_components)``.
     seed
-        Of scanpy.
+        Seed passed to scanpy.
 
     Returns
     -------
-    AnnData with ``obsm["X_pca"]``, ``obsp["connectivities"]`` and ``uns["neighbors"]``.
+    anndata.AnnData
+        With ``obsm["X_pca"]``, ``obsp["connectivities"]`` and ``uns["neighbors"]``.
 
     Examples
     --------
@@ -108,15 +111,16 @@ def leiden(graph: AnnData, *, resolution: float = 1.0, seed: int = 0) -> np.ndar
     Parameters
     ----------
     graph
-        Of :func:`neighbour_graph`.
+        From :func:`neighbour_graph`.
     resolution
         Higher values give more clusters.
     seed
-        Of the order of moves.
+        Seed of the order of moves.
 
     Returns
     -------
-    Strings ``(n_obs,)``.
+    numpy.ndarray
+        Labels as strings, ``(n_obs,)``.
     """
     import scanpy as sc
 

@@ -123,46 +123,46 @@ class ImageArm(Arm):
 
 
 class InfoGANModule(SingleArmModule):
-    r"""InfoGAN (Chen et al. 2016, arXiv:1606.03657): a generator, a discriminator, and a reader of the codes.
+    r"""InfoGAN (Chen et al. 2016, arXiv:1606.03657): a generator, a discriminator, and a network that infers the codes.
 
-    The generator :math:`G` draws images from a category, states and noise; the discriminator :math:`D` tells them from
-    real ones; :math:`Q`, on the discriminator's convolutions, says what they were drawn from. With :math:`\zeta` the
-    softplus, the generator minimises
+    The generator :math:`G` draws images from a category, states and noise; the discriminator :math:`D` distinguishes
+    them from real ones; :math:`Q`, which uses the discriminator's convolutions, infers what they were drawn from. With
+    :math:`\zeta` the softplus, the generator minimises
 
     .. math::
         \zeta\big(-D(G(c, s, \epsilon))\big) - w_c\log Q(c\mid G(c, s, \epsilon)) - w_s\log Q(s\mid G(c, s, \epsilon))
 
-    and the discriminator, together with :math:`Q`,
-    :math:`\zeta(-D(x)) + \zeta(D(G)) - w_c\log Q(c\mid G) - w_s\log Q(s\mid G)`. The last two terms bound the
-    information that images have of their codes. Categories of data are those that :math:`Q` reads from them: no
-    likelihood of data is part of the objective. Batches and covariates are not modelled.
+    and the discriminator, together with :math:`Q`, minimises :math:`\zeta(-D(x)) + \zeta(D(G)) - w_c\log Q(c\mid G) -
+    w_s\log Q(s\mid G)`. The last two terms bound the information that images contain about their codes. The categories
+    of data are those that :math:`Q` infers from them: the objective contains no likelihood of the data. Batches and
+    covariates are not modelled.
 
     Parameters
     ----------
     n_input
         Number of pixels.
     n_noise
-        Dimensions of the noise.
+        Number of noise dimensions.
     n_channels
-        Of the convolutions next to the image; twice as many in the next, sixteen times as many units in the layer
-        between convolutions and codes. The authors have 64, which takes some ten times as long.
+        Channels of the convolutions next to the image; the next ones have twice as many, and the layer between
+        convolutions and codes has sixteen times as many units. The authors use 64, which takes about ten times as long.
     category_weight, state_weight
         :math:`w_c` and :math:`w_s`.
     image_shape
         Rows and columns of the images, multiples of 4; a square if `None`.
     n_hidden
-        Width of the layer between the discriminator's features and what :math:`Q` says.
+        Width of the layer between the discriminator's features and the output of :math:`Q`.
     likelihood
         ``"bernoulli"``: pixels are values in ``[0, 1]``.
     **options
-        Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_state``, ``augmenter`` (what real images are
-        replaced by in training).
+        Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_state``, ``augmenter`` (draws the copies that
+        replace real images in training).
 
     Raises
     ------
     ValueError
         If a number or weight is out of range, values are not pixels of an image, there are batches or covariates, or
-        layers are asked for that these networks do not have.
+        layers are requested that these networks do not have.
     """
 
     _arm_cls = ImageArm
@@ -204,20 +204,20 @@ class InfoGANModule(SingleArmModule):
 
     @property
     def discriminator(self) -> list[nn.Parameter]:
-        """Weights of the discriminator and of what reads the codes."""
+        """Weights of the discriminator and of the network that infers the codes."""
         arm = self.arms[0]
         parts = (arm.encoder, arm.critic, arm.head, arm.category_head, arm.state_mean, arm.state_log_variance)
         return [weight for part in parts for weight in part.parameters()]
 
     def draw(self, n_images: int) -> Codes:
-        """Draw codes: categories alike, states uniform, noise normal."""
+        """Draw codes: categories and states from uniform distributions, noise from a normal one."""
         category = torch.randint(self.n_categories, (n_images,), device=self.device)
         c = one_hot(category, self.n_categories).float()
         s = STATE_BOUND * (2 * torch.rand(n_images, self.n_state, device=self.device) - 1)
         return Codes(category, c, s, torch.randn(n_images, self.n_noise, device=self.device))
 
     def generate(self, codes: Codes) -> torch.Tensor:
-        """Images in ``[0, 1]``, ``(n_images, n_pixels)``."""
+        """Generate images, ``(n_images, n_pixels)``, with values in ``[0, 1]``."""
         return self.arms[0].logits(codes.c, codes.s, codes.noise).sigmoid()
 
     def _not_said(self, features: torch.Tensor, codes: Codes) -> dict[str, torch.Tensor]:
@@ -234,21 +234,21 @@ class InfoGANModule(SingleArmModule):
     def discriminator_loss(
         self, x: torch.Tensor, images: torch.Tensor, codes: Codes
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What the discriminator and the reader of codes minimise.
+        """Loss of the discriminator and of the network that infers the codes.
 
         Parameters
         ----------
         x
             Real images, ``(n_images, n_pixels)``.
         images, codes
-            Drawn ones, which are held, and what they were drawn from.
+            Generated images, which get no gradient, and the codes from which they were drawn.
 
         Returns
         -------
         torch.Tensor
             The loss.
         dict
-            Its adversarial term, and cross-entropies of ``category`` and ``state``, nats.
+            Its adversarial term, and the cross-entropies of ``category`` and ``state``, nats.
         """
         arm = self.arms[0]
         features = arm.encoder(images.detach())
@@ -257,7 +257,7 @@ class InfoGANModule(SingleArmModule):
         return self._informed(adversarial, not_said), {"discriminator": adversarial, **not_said}
 
     def generator_loss(self, images: torch.Tensor, codes: Codes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """What the generator minimises, for ``images`` that it drew from ``codes``; see :meth:`discriminator_loss`."""
+        """Loss of the generator for ``images`` that it drew from ``codes``; see :meth:`discriminator_loss`."""
         arm = self.arms[0]
         features = arm.encoder(images)
         adversarial, not_said = softplus(-arm.critic(features)).mean(), self._not_said(features, codes)
@@ -270,7 +270,7 @@ class InfoGANModule(SingleArmModule):
         generative_outputs: dict,
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
-        """How unlike real images are to those generated from what is read from them: shown, and not trained on."""
+        """How much real images differ from those generated from the inferred codes; reported, not trained on."""
         _, reconstruction = self.reconstructed(tensors, inference_outputs, generative_outputs)
         return LossOutput(
             loss=reconstruction.mean(),

@@ -23,34 +23,34 @@ class JointModule(SingleArmModule):
     .. math::
         -\log p(x\mid s, c) + \gamma\,|\mathrm{KL}_s - C_s| + \gamma\,|\mathrm{KL}_c - C_c|
 
-    with :math:`\mathrm{KL}_s` of :math:`q(s\mid x)` from a standard normal and :math:`\mathrm{KL}_c` of
-    :math:`q(c\mid x)` from the uniform distribution, means over the minibatch. The capacities grow linearly from zero;
-    where :math:`C_c` reaches :math:`\log K`, all that categories can hold, it stays there. The state does not depend
-    on the category.
+    where :math:`\mathrm{KL}_s` is the divergence of :math:`q(s\mid x)` from a standard normal and :math:`\mathrm{KL}_c`
+    that of :math:`q(c\mid x)` from the uniform distribution, both averaged over the minibatch. The capacities grow
+    linearly from zero; :math:`C_c` stops at :math:`\log K`, the most that the categories can hold. The state does not
+    depend on the category.
 
     Parameters
     ----------
     n_input
         Number of genes.
     gamma
-        Weight of the divergences' distance from the capacities.
+        Weight of the distance between divergences and capacities.
     capacity_state, capacity_category
-        Where :math:`C_s` and :math:`C_c` are after ``capacity_steps``, nats, but for the bound of the latter.
+        Values of :math:`C_s` and :math:`C_c` after ``capacity_steps``, nats, apart from the bound on the latter.
     capacity_steps
-        Steps until the largest capacities are reached; a quarter of the training's if `None`.
+        Number of steps until the largest capacities are reached; a quarter of the training steps if `None`.
     temperature
-        Of the Gumbel-softmax.
+        Temperature of the Gumbel-softmax.
     n_channels, image_shape
-        For images: channels of the convolution next to the image (``n_channels=32`` with ``n_hidden=256`` are the
-        networks of JointVAE's authors), and rows and columns, a square if `None`. Fully connected layers by default.
+        For images: channels of the convolution next to the image (``n_channels=32`` with ``n_hidden=256`` gives the
+        networks of JointVAE's authors), and rows and columns, a square if `None`. Default: fully connected layers.
     **options
         Of :class:`~cplmixvi.module.CplMixVAE`: ``n_categories``, ``n_hidden``, ``likelihood``, ...
 
     Raises
     ------
     ValueError
-        If a weight, capacity or number of steps is negative or zero steps are given, or values are not the pixels of
-        such an image.
+        If a weight or capacity is negative, the number of steps is below 1, or the values are not the pixels of such an
+        image.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class JointModule(SingleArmModule):
         self._growing_steps = capacity_steps or 1
 
     def plan_steps(self, n_steps: int) -> None:
-        """Take the steps of the capacities' growth from those of the training, ``n_steps``, unless they were given."""
+        """Set the steps of the capacities' growth from those of the training, ``n_steps``, unless they were given."""
         self._growing_steps = self.capacity_steps or max(1, round(_GROWING * n_steps))
 
     @property
@@ -96,7 +96,7 @@ class JointModule(SingleArmModule):
         generative_outputs: dict,
         kl_weight: torch.Tensor | float = 1.0,
     ) -> LossOutput:
-        """Objective of a minibatch; ``kl_weight`` scales the weight of both divergences."""
+        """Objective of a minibatch; ``kl_weight`` scales the weights of both divergences."""
         output, reconstruction = self.reconstructed(tensors, inference_outputs, generative_outputs)
         kl_state = kl_normal(output.mean, output.variance)
         kl_category = (output.log_qc.exp() * output.log_qc).sum(-1) + math.log(self.n_categories)

@@ -13,20 +13,20 @@ from ._plan import ScheduledPlan
 class SingleArmModel(CplMixVI):
     """A model of one arm with the data, likelihoods, getters and files of :class:`~cplmixvi.CplMixVI`.
 
-    Labels of ``setup_anndata(labels_key=...)`` are not used.
+    The labels of ``setup_anndata(labels_key=...)`` are not used.
 
     Parameters
     ----------
     adata
-        Cells that :meth:`setup_anndata` was called on.
+        Cells on which :meth:`setup_anndata` was called.
     n_categories
-        Number of types ``K``.
+        Number of cell types ``K``.
     n_state
         Number of state dimensions ``S``.
     likelihood, augment, allow_empty_cells, registry
         See :class:`~cplmixvi.CplMixVI`; no augmentation by default.
     **module_kwargs
-        Of the module.
+        Passed to the module.
 
     Raises
     ------
@@ -71,12 +71,12 @@ class SingleArmModel(CplMixVI):
         Parameters
         ----------
         max_epochs, **kwargs
-            Of :meth:`cplmixvi.CplMixVI.train`, but for ``warm_start``.
+            Of :meth:`cplmixvi.CplMixVI.train`, except ``warm_start``.
 
         Raises
         ------
         ValueError
-            If a ``warm_start`` is asked for, which these methods do not have.
+            If a ``warm_start`` is requested, which these methods do not have.
         """
         if kwargs.pop("warm_start", False):
             raise ValueError(f"{type(self).__name__} has no warm start; leave warm_start out.")

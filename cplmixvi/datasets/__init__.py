@@ -1,7 +1,7 @@
-"""Data sets with reference types, and simulated ones whose truth is known.
+"""Data sets with reference cell types, and simulated data whose truth is known.
 
-Files are taken from the folder that the environment variable ``CPLMIXVI_DATA_DIR`` names, else downloaded once from
-their public source into the user's cache.
+Files are taken from the folder named by the environment variable ``CPLMIXVI_DATA_DIR``, or downloaded once from their
+public source into the user's cache. A ``UserWarning`` is given if public files do not have the expected shape.
 """
 
 from cplmixvi.datasets._images import dsprites, mnist

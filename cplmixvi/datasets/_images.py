@@ -39,13 +39,14 @@ def mnist() -> AnnData:
 
     Returns
     -------
-    AnnData of grey levels in ``[0, 1]`` (CSR float32), 70,000 images x 784 pixels (28 x 28, row by row), the 60,000 of
-    the training set first. ``obs``: ``digit`` ("0" .. "9") and ``split`` (train, test).
+    anndata.AnnData
+        Grey levels in ``[0, 1]`` (CSR float32), 70,000 images x 784 pixels (28 x 28, row by row), with the 60,000
+        images of the training set first. ``obs``: ``digit`` ("0" .. "9") and ``split`` (train, test).
 
     Raises
     ------
     FileNotFoundError
-        If a file is neither in the folder ``CPLMIXVI_DATA_DIR/mnist`` nor can be downloaded.
+        If a file is neither in the folder ``CPLMIXVI_DATA_DIR/mnist`` nor available for download.
     ValueError
         If a file is not in the published format.
     """
@@ -99,23 +100,25 @@ def dsprites(n_obs: int = 10_000, *, seed: int = 0, path: str | Path | None = No
     """Sprites of three shapes whose position, size and orientation are known.
 
     Matthey, Higgins, Hassabis and Lerchner 2017, dSprites: Disentanglement testing Sprites dataset. Images come from
-    the published file where it is given or lies in the folder ``CPLMIXVI_DATA_DIR``; elsewhere they are drawn anew from
-    the published factors. ``uns["source"]`` says which: report results on the latter as "re-rendered dSprites".
+    the published file if it is given or is in the folder ``CPLMIXVI_DATA_DIR``; otherwise they are redrawn from the
+    published factors. ``uns["source"]`` says which of the two; report results on redrawn images as "re-rendered
+    dSprites".
 
     Parameters
     ----------
     n_obs
-        Images, drawn at random without replacement from the 737,280.
+        Number of images, drawn at random without replacement from the 737,280.
     seed
-        Of the draw.
+        Seed of the draw.
     path
         The published ``dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz``.
 
     Returns
     -------
-    AnnData of binary pixels (CSR float32), ``n_obs`` x 4,096 (64 x 64, row by row). ``obs``: ``shape`` (square,
-    ellipse, heart), ``scale`` (0.5 to 1), ``orientation`` (radians), ``x`` and ``y`` (0 to 1). ``uns["rerendered"]``:
-    whether the images were drawn anew.
+    anndata.AnnData
+        Binary pixels (CSR float32), ``n_obs`` x 4,096 (64 x 64, row by row). ``obs``: ``shape`` (square, ellipse,
+        heart), ``scale`` (0.5 to 1), ``orientation`` (radians), ``x`` and ``y`` (0 to 1). ``uns["rerendered"]``:
+        whether the images were redrawn.
 
     Raises
     ------

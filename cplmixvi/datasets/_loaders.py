@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 
 def kang2018() -> AnnData:
-    """Human PBMC with and without interferon beta: types that must not split by a state that must be found.
+    """Human PBMC with and without interferon beta: a state to be found, by which types must not split.
 
     Kang et al. 2018, Nature Biotechnology 36:89 (GSE96583).
 
     Returns
     -------
-    AnnData of UMI counts. The prepared file has 13,999 cells x 14,053 genes and 13 types; the public files hold all
-    singlets of the second batch with 35,635 genes and 8 types. ``obs``: ``cell_type``, ``stim`` (CTRL, STIM).
+    anndata.AnnData
+        UMI counts. The prepared file has 13,999 cells x 14,053 genes and 13 types; the public files contain all
+        singlets of the second batch, with 35,635 genes and 8 types. ``obs``: ``cell_type``, ``stim`` (CTRL, STIM).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["kang2018"])
 
@@ -32,19 +40,36 @@ def zeisel2015() -> AnnData:
 
     Returns
     -------
-    AnnData of UMI counts, 3,005 cells (4,000 genes in the prepared file, 19,972 from the public source). ``obs``:
-    ``cell_type`` (48 with "(none)", which marks 189 cells that the authors left unassigned) and ``cell_class`` (7).
+    anndata.AnnData
+        UMI counts, 3,005 cells (4,000 genes in the prepared file, 19,972 from the public source). ``obs``:
+        ``cell_type`` (48 including "(none)", which marks 189 cells that the authors left unassigned) and ``cell_class``
+        (7).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["zeisel2015"])
 
 
 def pbmc4k() -> AnnData:
-    """Human PBMC of a 10x demonstration run, 2,000 genes, as distributed with scDCC.
+    """Human PBMC from a 10x demonstration run, 2,000 genes, as distributed with scDCC.
 
     Returns
     -------
-    AnnData of UMI counts, 4,271 cells x 2,000 genes without names. ``obs["cell_type"]``: 8 graph clusters "c1" .. "c8",
-    a reference of convenience rather than truth.
+    anndata.AnnData
+        UMI counts, 4,271 cells x 2,000 genes without names. ``obs["cell_type"]``: 8 graph clusters "c1" .. "c8", a
+        reference of convenience rather than the truth.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["pbmc4k"])
 
@@ -56,7 +81,15 @@ def worm_neurons() -> AnnData:
 
     Returns
     -------
-    AnnData of very sparse UMI counts, 4,186 cells x 13,488 genes without names. ``obs["cell_type"]``: "c1" .. "c10".
+    anndata.AnnData
+        Very sparse UMI counts, 4,186 cells x 13,488 genes without names. ``obs["cell_type"]``: "c1" .. "c10".
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["worm_neurons"])
 
@@ -68,7 +101,15 @@ def human_kidney() -> AnnData:
 
     Returns
     -------
-    AnnData of UMI counts, 5,685 cells x 2,000 genes without names. ``obs["cell_type"]``: 11 types "c0" .. "c10".
+    anndata.AnnData
+        UMI counts, 5,685 cells x 2,000 genes without names. ``obs["cell_type"]``: 11 types "c0" .. "c10".
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["human_kidney"])
 
@@ -80,7 +121,15 @@ def mouse_bladder() -> AnnData:
 
     Returns
     -------
-    AnnData of sparse UMI counts, 2,746 cells x 2,003 genes without names. ``obs["cell_type"]``: 16 types "c1" .. "c16".
+    anndata.AnnData
+        Sparse UMI counts, 2,746 cells x 2,003 genes without names. ``obs["cell_type"]``: 16 types "c1" .. "c16".
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["mouse_bladder"])
 
@@ -92,8 +141,16 @@ def cbmc() -> AnnData:
 
     Returns
     -------
-    AnnData of UMI counts, 8,617 cells x 2,000 genes without names. ``obs["cell_type"]``: 15 types "c1" .. "c15"; cells
-    of mice, which were mixed in, are among them.
+    anndata.AnnData
+        UMI counts, 8,617 cells x 2,000 genes without names. ``obs["cell_type"]``: 15 types "c1" .. "c15", which include
+        the mouse cells that were mixed in.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["cbmc"])
 
@@ -105,22 +162,38 @@ def paul2015() -> AnnData:
 
     Returns
     -------
-    AnnData of UMI counts, 2,730 cells x 8,716 genes. ``obs["cell_type"]``: 19 types such as "7MEP"; the prepared file
-    has ``dpt_pseudotime`` and ``batch`` too.
+    anndata.AnnData
+        UMI counts, 2,730 cells x 8,716 genes. ``obs["cell_type"]``: 19 types such as "7MEP"; the prepared file also has
+        ``dpt_pseudotime`` and ``batch``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["paul2015"])
 
 
 def tasic2016() -> AnnData:
-    """Interneurons of mouse visual cortex, sequenced at full length.
+    """Interneurons of mouse visual cortex, full-length sequencing.
 
     Tasic et al. 2016, Nature Neuroscience 19:335 (GSE71585).
 
     Returns
     -------
-    AnnData of RPKM values, neither counts nor logarithms: :func:`cplmixvi.pp.log_normalize` them and use
-    ``likelihood="normal"``. 761 cells, 3,157 genes in the prepared file and all genes from the public source.
-    ``obs["cell_type"]``: 23 types.
+    anndata.AnnData
+        RPKM values, neither counts nor logarithms: apply :func:`cplmixvi.pp.log_normalize` to them and use
+        ``likelihood="normal"``. 761 cells; 3,157 genes in the prepared file, all genes from the public source.
+        ``obs["cell_type"]``: 23 types.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["tasic2016"])
 
@@ -132,46 +205,71 @@ def tasic2018() -> AnnData:
 
     Returns
     -------
-    AnnData of exon counts (full-length sequencing, not molecules), 22,365 cells x 45,768 genes. ``obs``: ``cell_type``
-    (115), ``subclass``, ``cell_class`` (GABAergic, Glutamatergic) and ``area`` (VISp, ALM).
+    anndata.AnnData
+        Exon counts (full-length sequencing, not molecules), 22,365 cells x 45,768 genes. ``obs``: ``cell_type`` (115),
+        ``subclass``, ``cell_class`` (GABAergic, Glutamatergic) and ``area`` (VISp, ALM).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["tasic2018"])
 
 
 def scmix() -> AnnData:
-    """Single cells of three human lung cancer lines, told apart by their genotype.
+    """Single cells of three human lung cancer cell lines, identified by their genotype.
 
     Tian et al. 2019, Nature Methods 16:479 (GSE118767).
 
     Returns
     -------
-    AnnData of UMI counts, 274 cells x 28,204 genes. ``obs["cell_type"]``: H1975, H2228, HCC827.
+    anndata.AnnData
+        UMI counts, 274 cells x 28,204 genes. ``obs["cell_type"]``: H1975, H2228, HCC827.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["scmix"])
 
 
 def scmix_rna() -> AnnData:
-    """Pseudo-cells of RNA of three cell lines mixed in known proportions: a truth that is continuous.
+    """Pseudo-cells made of RNA from three cell lines, mixed in known proportions: a continuous ground truth.
 
     Tian et al. 2019, Nature Methods 16:479 (GSE118767).
 
     Returns
     -------
-    AnnData of UMI counts, 340 pseudo-cells x 14,804 genes. ``obs``: ``cell_type`` (7 mixes), ``H2228_prop``,
-    ``H1975_prop``, ``HCC827_prop`` (fractions) and ``mRNA_amount`` (pg).
+    anndata.AnnData
+        UMI counts, 340 pseudo-cells x 14,804 genes. ``obs``: ``cell_type`` (7 mixtures), ``H2228_prop``,
+        ``H1975_prop``, ``HCC827_prop`` (fractions) and ``mRNA_amount`` (pg).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is neither prepared in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
+    ValueError
+        If the prepared file does not have the expected shape.
     """
     return read(REGISTRY["scmix_rna"])
 
 
 def pbmc68k() -> AnnData:
-    """700 human PBMC that ship inside scanpy: real data that need no network.
+    """700 human PBMC that ship with scanpy: real data without a download.
 
     Zheng et al. 2017, Nature Communications 8:14049. Use ``likelihood="normal"``.
 
     Returns
     -------
-    AnnData of log-normalised values (CSR float32), 700 cells x 765 genes. ``obs``: ``bulk_labels`` (10 types),
-    ``phase``, ``S_score``, ``G2M_score``.
+    anndata.AnnData
+        Log-normalised values (CSR float32), 700 cells x 765 genes. ``obs``: ``bulk_labels`` (10 types), ``phase``,
+        ``S_score``, ``G2M_score``.
     """
     import scanpy as sc
     from anndata import AnnData
@@ -213,7 +311,12 @@ _LOADERS = {
 
 
 def available() -> list[str]:
-    """Names that :func:`load` knows, sorted.
+    """List the data sets that :func:`load` knows.
+
+    Returns
+    -------
+    list of str
+        Names, sorted.
 
     Examples
     --------
@@ -224,17 +327,24 @@ def available() -> list[str]:
 
 
 def load(name: str) -> AnnData:
-    """Load a data set by its name.
+    """Load a data set by name.
 
     Parameters
     ----------
     name
         One of :func:`available`.
 
+    Returns
+    -------
+    anndata.AnnData
+        See the function of that name.
+
     Raises
     ------
     ValueError
-        When there is no such data set.
+        If there is no such data set.
+    FileNotFoundError
+        If its files are neither in the folder ``CPLMIXVI_DATA_DIR`` nor available for download.
 
     Examples
     --------

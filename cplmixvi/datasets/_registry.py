@@ -14,28 +14,29 @@ _MIXOLOGY = "https://github.com/LuyiTian/sc_mixology/raw/19667e111aac52abbfcaa6f
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One data set.
+    """Description of one data set.
 
     Attributes
     ----------
     name
         Name of the loader in :mod:`cplmixvi.datasets`.
     file
-        Name of the prepared file, looked for in the folder ``CPLMIXVI_DATA_DIR`` first.
+        Name of the prepared file, which is looked for in the folder ``CPLMIXVI_DATA_DIR`` first.
     shape
         ``(n_obs, n_vars)`` of the prepared file.
     labels
-        Columns of ``obs`` with reference types, finest first.
+        Columns of ``obs`` with reference cell types, finest first.
     likelihood
         Likelihood of :class:`~cplmixvi.CplMixVI` that suits the values in ``X``.
     reader
-        Name of the function in ``_readers`` that turns the public files into an AnnData; they are passed in order.
+        Name of the function in ``_readers`` that converts the public files to an AnnData; they are passed in order.
     urls
         Public addresses of the files.
     public_shape
-        ``(n_obs, n_vars)`` to expect from the public files; None where it is not known beforehand.
+        Expected ``(n_obs, n_vars)`` of the public files; None for a number that is not known beforehand.
     values
-        What ``X`` holds: ``"raw counts"``, or ``"RPKM"``, which :func:`cplmixvi.pp.log_normalize` makes log values of.
+        Content of ``X``: ``"raw counts"``, or ``"RPKM"``, which :func:`cplmixvi.pp.log_normalize` converts to log
+        values.
     """
 
     name: str

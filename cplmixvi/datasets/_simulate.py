@@ -18,10 +18,10 @@ _CHUNK_ENTRIES = 2**21
 
 
 def imbalanced_sizes(n_obs: int, n_types: int, *, smallest: int, largest: int) -> np.ndarray:
-    r"""Sizes of types from ``smallest`` to ``largest`` that add up to ``n_obs``.
+    """Sizes of cell types, from ``smallest`` to ``largest``, that add up to ``n_obs``.
 
-    Size ``i`` is :math:`a (b / a)^{u_i^p}` with :math:`u_i = i / (T - 1)` and ``p`` solved for the sum, rounded to
-    whole cells.
+    Size ``i`` is :math:`a (b / a)^{u_i^p}` with :math:`u_i = i / (T - 1)` and ``p`` chosen to give the right sum,
+    rounded to whole cells.
 
     Parameters
     ----------
@@ -30,16 +30,17 @@ def imbalanced_sizes(n_obs: int, n_types: int, *, smallest: int, largest: int) -
     n_types
         Number of types T, at least 2.
     smallest, largest
-        First and last size.
+        First and last size, a and b.
 
     Returns
     -------
-    Ascending int array of shape ``(n_types,)``.
+    numpy.ndarray
+        Integers in ascending order, ``(n_types,)``.
 
     Raises
     ------
     ValueError
-        When no such sizes exist.
+        If there are no such sizes.
 
     Examples
     --------
@@ -125,53 +126,54 @@ def simulate(
 ) -> AnnData:
     r"""Simulate counts of cells with types, type-dependent states and batches.
 
-    For cell n of type t with state :math:`s_n \sim N(0, I)` in batch b and gene g
+    For cell n of type t with state :math:`s_n \sim N(0, I)`, in batch b, and gene g
 
     .. math::
         \eta_{ng} = \beta_g + \delta_{tg} + \sum_j s_{nj} W_{tjg} + \gamma_{bg}, \quad
         x_{ng} \sim NB(l_n\,\mathrm{softmax}(\eta_n)_g, \theta)
 
-    where the loadings W of the states belong to the type: the same state value moves other genes in another type.
+    where the loadings W of the states depend on the type: the same state value changes different genes in another type.
 
     Parameters
     ----------
     n_obs, n_vars, n_types
         Numbers of cells, genes and types.
     type_sizes
-        Cells of each type, see :func:`imbalanced_sizes`. Default: equal sizes.
+        Number of cells of each type, see :func:`imbalanced_sizes`. Default: equal sizes.
     n_state
-        Dimensions of the state.
+        Number of state dimensions.
     n_markers
-        Genes raised in each type, no gene in two types where there are genes enough.
+        Number of genes raised in each type; no gene is raised in two types if there are enough genes.
     marker_fold
         Typical fold change of a marker.
     n_state_genes
-        Genes that each dimension of the state moves in each type.
+        Number of genes that each state dimension changes in each type.
     state_scale
         Typical change in log rate per unit of state.
     n_batches
-        Batches, drawn independently of the type.
+        Number of batches, drawn independently of the type.
     batch_scale
-        Standard deviation over genes of the log fold of a batch; not used for a single batch.
+        Standard deviation over genes of the log fold change of a batch; not used for a single batch.
     mean_counts
         Mean of the library size l (counts per cell), which is log-normal.
     library_sigma
         Standard deviation of the logarithm of the library size.
     inverse_dispersion
-        :math:`\theta`; variance is :math:`\mu + \mu^2 / \theta`.
+        :math:`\theta`; the variance is :math:`\mu + \mu^2 / \theta`.
     seed
         Seed; the same arguments give the same data.
 
     Returns
     -------
-    AnnData with counts as CSR float32 in ``X``; truth in ``obs["type"]``, ``obs["batch"]``, ``obsm["state"]``
-    ``(n_obs, n_state)``, ``varm["type_log_fold"]`` ``(n_vars, n_types)`` and ``uns["state_loadings"]``, CSR
-    ``(n_types * n_state, n_vars)`` with row ``t * n_state + j``.
+    anndata.AnnData
+        Counts as CSR float32 in ``X``; the truth in ``obs["type"]``, ``obs["batch"]``, ``obsm["state"]`` ``(n_obs,
+        n_state)``, ``varm["type_log_fold"]`` ``(n_vars, n_types)`` and ``uns["state_loadings"]``, CSR ``(n_types *
+        n_state, n_vars)`` with row ``t * n_state + j``.
 
     Raises
     ------
     ValueError
-        When a number is too small, or ``type_sizes`` does not fit.
+        If a number is too small, or ``type_sizes`` does not fit.
     """
     minimum = {"n_obs": n_types, "n_vars": max(n_markers, n_state_genes, 1), "n_types": 1, "n_state": 0, "n_batches": 1}
     given = {"n_obs": n_obs, "n_vars": n_vars, "n_types": n_types, "n_state": n_state, "n_batches": n_batches}

@@ -1,4 +1,4 @@
-"""Files of trained models: safetensors and JSON, read without running anything that is in them."""
+"""Files of trained models: safetensors and JSON, read without executing anything in them."""
 
 from ._card import card_text
 from ._checkpoints import list_checkpoints, read_checkpoint, remove_checkpoints, write_checkpoint

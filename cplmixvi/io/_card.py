@@ -9,14 +9,19 @@ _NOT_RECORDED = "Trained; what on was not recorded."
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """Page in Markdown.
+    """Write a model card, a page in Markdown.
 
     Parameters
     ----------
     card
-        ``model`` (what it is called), ``settings``, ``categories``, ``training`` (see
-        :attr:`cplmixvi.CplMixVI.training_`; `None` if there is no record), ``references`` (such records of the models
-        that it was fine-tuned from, the latest first), ``trained`` and ``versions``.
+        ``model`` (its name), ``settings``, ``categories``, ``training`` (see :attr:`cplmixvi.CplMixVI.training_`;
+        `None` if there is no record), ``references`` (training records of the models that it was fine-tuned from, the
+        latest first), ``trained`` and ``versions``.
+
+    Returns
+    -------
+    str
+        The page, ending in a newline.
     """
     lines = [f"# {card['model']}", ""]
     training = card["training"]

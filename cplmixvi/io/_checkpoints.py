@@ -17,27 +17,38 @@ KEPT = 2
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Folders of the checkpoints in ``folder``, the earliest first; none if there is no such folder."""
+    """List the checkpoints in a folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of checkpoints; may be missing.
+
+    Returns
+    -------
+    list of pathlib.Path
+        One folder per checkpoint, the earliest first; empty if ``folder`` does not exist.
+    """
     found = folder.glob(f"{_NAME}*") if folder.is_dir() else ()
     return sorted(path for path in found if path.is_dir() and path.name[len(_NAME) :].isdecimal())
 
 
 def write_checkpoint(folder: Path, epoch: int, saved: Saved) -> None:
-    """Write a checkpoint beside earlier ones, of which the last is kept.
+    """Write a checkpoint next to earlier ones, of which only the latest is kept.
 
     Parameters
     ----------
     folder
-        Where to; made if it is not there.
+        Where to write it; created if it does not exist.
     epoch
-        Epochs that are done.
+        Number of completed epochs.
     saved
-        The model and its training.
+        The model and the state of its training.
 
     Raises
     ------
     OSError
-        If it cannot be written; earlier ones are as they were.
+        If it cannot be written; earlier checkpoints are left as they were.
 
     Examples
     --------
@@ -56,7 +67,7 @@ def write_checkpoint(folder: Path, epoch: int, saved: Saved) -> None:
 
 
 def read_checkpoint(folder: Path) -> Saved:
-    """Read the last checkpoint that is whole.
+    """Read the latest intact checkpoint.
 
     Parameters
     ----------
@@ -66,16 +77,17 @@ def read_checkpoint(folder: Path) -> Saved:
     Returns
     -------
     Saved
+        The model and the state of its training.
 
     Raises
     ------
     ModelFileError
-        If there is none.
+        If there is no intact checkpoint.
 
     Warns
     -----
     UserWarning
-        If a later one is damaged.
+        If a later checkpoint is damaged.
     """
     paths = list_checkpoints(folder)
     if not paths:
@@ -94,7 +106,15 @@ def read_checkpoint(folder: Path) -> Saved:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints in ``folder``, and what a killed process left of one; the folder too if that was all."""
+    """Remove the checkpoints in a folder, and what is left of any that a killed process did not finish.
+
+    The folder itself is removed too if nothing else is in it.
+
+    Parameters
+    ----------
+    folder
+        Folder of checkpoints; may be missing.
+    """
     for path in (*list_checkpoints(folder), *folder.glob(f".{_NAME}*.tmp")):
         shutil.rmtree(path, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):

@@ -24,27 +24,27 @@ _KINDS = "biuf"
 
 
 def encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> object:
-    """Turn a value into what JSON can hold; numbers in arrays are put into ``arrays`` instead.
+    """Convert a value to something that JSON can hold; numeric arrays are put into ``arrays`` instead.
 
     Parameters
     ----------
     value
-        `None`, a truth value, number, string, list, tuple, dict, array, tensor, data type, index, table, augmenter, or
-        made of those.
+        `None`, a Boolean, number, string, list, tuple, dict, array, tensor, data type, index, table or augmenter, or
+        anything composed of these.
     where
-        What the value is called in messages, and its arrays in ``arrays``.
+        Name of the value in error messages, and of its arrays in ``arrays``.
     arrays
-        Gets the arrays.
+        Receives the arrays, by name.
 
     Returns
     -------
     object
-        What :func:`decode` turns into an equal value of the same type (a dict in place of a ``defaultdict``).
+        What :func:`decode` turns into an equal value of the same type (a ``defaultdict`` becomes a dict).
 
     Raises
     ------
     ModelFileError
-        If the value, or a part of it, is of another type.
+        If the value, or a part of it, is of any other type.
 
     Examples
     --------
@@ -141,19 +141,24 @@ def _encode_array(value: np.ndarray, where: str, arrays: dict[str, np.ndarray]) 
 
 
 def decode(value: object, arrays: dict[str, np.ndarray]) -> object:
-    """Turn what :func:`encode` made, read from JSON, into the value.
+    """Restore a value that :func:`encode` converted, after it was read from JSON.
 
     Parameters
     ----------
     value
         As read from JSON.
     arrays
-        Arrays by name.
+        Arrays, by name.
+
+    Returns
+    -------
+    object
+        The original value.
 
     Raises
     ------
     ModelFileError
-        If it is nothing that :func:`encode` makes, or an augmenter is not known.
+        If :func:`encode` cannot have produced ``value``, or the class of an augmenter is not known.
 
     Examples
     --------

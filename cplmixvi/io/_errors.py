@@ -2,4 +2,4 @@
 
 
 class ModelFileError(ValueError):
-    """Files of a model that cannot be written or read; its text says what is wrong and what to do."""
+    """Files of a model cannot be written or read; the message says what is wrong and how to fix it."""

@@ -12,19 +12,24 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(path: Path, names: set[str]) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` that takes its place if the block ends well.
+    """Provide an empty folder that replaces ``path`` if the ``with`` block ends without an error.
 
     Parameters
     ----------
     path
         The folder; may exist.
     names
-        Files of an existing folder that are replaced, or dropped; all others in it are kept.
+        Files of an existing folder to be replaced or dropped; all other files in it are kept.
+
+    Yields
+    ------
+    pathlib.Path
+        The empty folder, inside a temporary one beside ``path``.
 
     Raises
     ------
     OSError
-        If there is no space or no permission; an existing folder then is as it was.
+        If space or permission is lacking; an existing folder is then left as it was.
 
     Examples
     --------

@@ -21,11 +21,11 @@ class Saved:
     Attributes
     ----------
     meta
-        What the JSON file has: values made by :func:`cplmixvi.io.encode`.
+        Contents of the JSON file: values produced by :func:`cplmixvi.io.encode`.
     weights
-        The module's state by name.
+        State of the module, by name.
     arrays
-        Arrays that ``meta`` refers to by name.
+        Arrays that ``meta`` refers to, by name.
     """
 
     meta: dict[str, object]

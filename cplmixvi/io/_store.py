@@ -25,16 +25,21 @@ _PICKLES = (b"\x80", b"PK\x03\x04")
 
 
 def write_files(folder: Path, saved: Saved, prefix: str = "") -> None:
-    """Write the files of a model into a folder that is there.
+    """Write the files of a model into an existing folder.
 
     Parameters
     ----------
     folder
-        Where to.
+        Where to write them.
     saved
-        The model; its ``meta`` gets the format, its version and the files' hashes.
+        The model. The format, its version and the hashes of the files are added to ``meta`` in the JSON file.
     prefix
-        Goes before each file's name.
+        Put before the name of each file.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
 
     Examples
     --------
@@ -55,12 +60,26 @@ def write_files(folder: Path, saved: Saved, prefix: str = "") -> None:
 
 
 def read_files(folder: Path, prefix: str = "") -> Saved:
-    """Read the files of a model, and bring them to the present version of the format.
+    """Read the files of a model and convert them to the current version of the format.
+
+    Hashes of the weights and arrays are verified, and no code in the files is executed.
+
+    Parameters
+    ----------
+    folder
+        Folder with the files.
+    prefix
+        What comes before the name of each file. Default: nothing.
+
+    Returns
+    -------
+    Saved
+        The model, in the format version ``FORMAT_VERSION``.
 
     Raises
     ------
     ModelFileError
-        If there is no model, a file is missing, damaged, a pickle, or of a newer version.
+        If there is no model, or a file is missing, damaged, a pickle, or of a newer version.
 
     Examples
     --------
@@ -76,12 +95,27 @@ def read_files(folder: Path, prefix: str = "") -> Saved:
 
 
 def read_meta(folder: Path, prefix: str = "") -> dict[str, object]:
-    """Read the JSON file of a model, as it is, of whatever version up to the present one.
+    """Read the JSON file of a model as it is, in any version of the format up to the current one.
+
+    Weights and arrays are not read.
+
+    Parameters
+    ----------
+    folder
+        Folder with the files.
+    prefix
+        What comes before the name of each file. Default: nothing.
+
+    Returns
+    -------
+    dict
+        Contents of the file: values that :func:`encode` made, for :func:`decode`.
 
     Raises
     ------
     ModelFileError
-        As for :func:`read_files`.
+        If there is no model, or the JSON file is missing, damaged, not that of a model of cplmixvi, or of a newer
+        version; also if there is only a pickle in its place.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Scores: plain arrays in, numbers out.
+"""Scores of labels, probabilities and states, computed from plain arrays.
 
 Missing labels: a cell whose reference is NaN, None or one of ``ignore`` (such as ``("unknown", "(none)")``) is left out
-of every score. A cell without a predicted label stays in and is never correct; in :func:`nmi`, :func:`ami` and
-:func:`ari` such cells form one category of their own.
+of every score. A cell without a predicted label is kept and never counts as correct; in :func:`nmi`, :func:`ami` and
+:func:`ari`, such cells form a category of their own.
 """
 
 from cplmixvi.metrics._arms import agreement, consensus_matrix

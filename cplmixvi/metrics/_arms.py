@@ -17,16 +17,22 @@ def _checked(labels_by_arm) -> np.ndarray:
 
 
 def agreement(labels_by_arm) -> np.ndarray:
-    """Fraction of cells to which two arms give the same label.
+    """Fraction of cells to which each pair of arms gives the same label.
 
     Parameters
     ----------
     labels_by_arm
-        Labels ``(n_arms, n_obs)``.
+        Labels, ``(n_arms, n_obs)``.
 
     Returns
     -------
-    Symmetric array ``(n_arms, n_arms)`` with ones on the diagonal.
+    numpy.ndarray
+        Symmetric, ``(n_arms, n_arms)``, with ones on the diagonal.
+
+    Raises
+    ------
+    ValueError
+        If ``labels_by_arm`` is not two-dimensional, or has no arm or no cell.
 
     Examples
     --------
@@ -42,28 +48,30 @@ def agreement(labels_by_arm) -> np.ndarray:
 
 
 def consensus_matrix(labels_by_arm, n_categories: int) -> np.ndarray:
-    r"""Where arms agree and what they mistake for what.
+    r"""Where arms agree, and which categories they confuse with each other.
 
-    For arms a and b, :math:`M_{ij}` cells are i to a and j to b. Entry ij is
-    :math:`M_{ij} / \max(\sum_j M_{ij}, \sum_i M_{ij})`, averaged over ordered pairs of arms, so that the matrix is
-    symmetric and its diagonal is the consensus of each category: 1 where arms give it to the same cells.
+    For arms a and b, :math:`M_{ij}` is the number of cells that a assigns to category i and b to category j. Entry ij
+    of the matrix is :math:`M_{ij} / \max(\sum_j M_{ij}, \sum_i M_{ij})`, averaged over ordered pairs of arms. The
+    matrix is therefore symmetric, and its diagonal is the consensus of each category: 1 if the arms assign it to the
+    same cells.
 
     Parameters
     ----------
     labels_by_arm
-        Category indices ``(n_arms, n_obs)``, from 0 to ``n_categories - 1``.
+        Category indices, ``(n_arms, n_obs)``, from 0 to ``n_categories - 1``.
     n_categories
         Number of categories K.
 
     Returns
     -------
-    Array ``(n_categories, n_categories)``. Pairs of arms of which neither uses i (as row) nor j (as column) say nothing
-    about ij and are left out of its mean; it is 0 where no pair says anything.
+    numpy.ndarray
+        ``(n_categories, n_categories)``. A pair of arms that uses neither i (as row) nor j (as column) carries no
+        information about entry ij and is left out of its mean; the entry is 0 if no pair carries any.
 
     Raises
     ------
     ValueError
-        When there are fewer than two arms, or an index is out of range.
+        If there are fewer than two arms, or an index is out of range.
 
     Examples
     --------

@@ -37,14 +37,14 @@ def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[
 
 
 def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
-    r"""Mean over cells of the gap between confidence and accuracy, within bins of equal width.
+    r"""Gap between confidence and accuracy within bins of equal width, averaged over cells.
 
     :math:`\sum_b \frac{n_b}{n} |acc_b - conf_b|` (Guo et al. 2017, ICML).
 
     Parameters
     ----------
     correct
-        Whether each cell is right, bool ``(n_obs,)``.
+        Whether each cell is correct, bool, ``(n_obs,)``.
     confidence
         Probability claimed for each cell, ``(n_obs,)``, in [0, 1].
     n_bins
@@ -52,12 +52,13 @@ def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
 
     Returns
     -------
-    A number in [0, 1]; 0 is perfect.
+    float
+        In [0, 1]; 0 is perfect.
 
     Raises
     ------
     ValueError
-        When lengths differ, a confidence is outside [0, 1], or there are no cells or bins.
+        If the lengths differ, a confidence is outside [0, 1], or there are no cells or no bins.
 
     Examples
     --------
@@ -79,21 +80,32 @@ def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
 
 
 def brier(y_true, proba, categories: Sequence | None = None, *, ignore: Sequence = ()) -> float:
-    r"""Brier score over types, after matching categories to types one to one.
+    r"""Brier score over cell types, after one-to-one matching of categories to types.
 
-    :math:`\frac{1}{n} \sum_n \sum_k (p_{nk} - [k \text{ matched to } y_n])^2`; a type without a category counts as one
-    with probability 0. Lower is better: 0 is perfect, 2 is the worst.
+    :math:`\frac{1}{n} \sum_n \sum_k (p_{nk} - [k \text{ matched to } y_n])^2`; a type without a matched category is
+    treated as having probability 0. Lower is better: 0 is perfect, 2 is the worst.
 
     Parameters
     ----------
     y_true
-        Reference types, ``(n_obs,)``; cells without one are left out.
+        Reference cell types, ``(n_obs,)``; cells without one are left out.
     proba
-        Probabilities ``(n_obs, n_categories)``; the most probable category is what gets matched.
+        Probabilities, ``(n_obs, n_categories)``. Matching uses the most probable category of each cell.
     categories
-        Names of the columns. Default: those of a DataFrame, else positions.
+        Names of the columns. Default: those of a DataFrame, otherwise their positions.
     ignore
         Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        In [0, 2].
+
+    Raises
+    ------
+    ValueError
+        If the shape of ``proba`` does not fit the cells and categories, its rows are not probabilities, or no cell has
+        a reference label.
 
     Examples
     --------
@@ -116,27 +128,35 @@ def brier(y_true, proba, categories: Sequence | None = None, *, ignore: Sequence
 def confidence(
     proba, y_true, categories: Sequence | None = None, *, ignore: Sequence = (), floor: float = 1e-12
 ) -> pd.DataFrame:
-    r"""Confidence of every type in every category, :math:`C_m(k) = E_{x|m} \log p(c = k | x)` in nats.
+    r"""Confidence in each category for the cells of each type, :math:`C_m(k) = E_{x|m} \log p(c = k | x)`, in nats.
 
-    Definition 1 of the paper; types m are rows and categories k columns. In a good model every row has one entry near
-    0 and the others far below.
+    Definition 1 of the paper; types m are rows and categories k are columns. In a good model, every row has one entry
+    near 0 and all others are far below.
 
     Parameters
     ----------
     proba
-        Probabilities ``(n_obs, n_categories)``.
+        Probabilities, ``(n_obs, n_categories)``.
     y_true
-        Reference types, ``(n_obs,)``; cells without one are left out.
+        Reference cell types, ``(n_obs,)``; cells without one are left out.
     categories
-        Names of the columns. Default: those of a DataFrame, else positions.
+        Names of the columns. Default: those of a DataFrame, otherwise their positions.
     ignore
         Reference labels that mean "unknown".
     floor
-        Probabilities below are raised to it: one exact zero would make a whole type minus infinity.
+        Smaller probabilities are raised to this value: a single exact zero would make the entry of a whole type minus
+        infinity.
 
     Returns
     -------
-    DataFrame of types x categories.
+    pandas.DataFrame
+        Types x categories.
+
+    Raises
+    ------
+    ValueError
+        If the shape of ``proba`` does not fit the cells and categories, its rows are not probabilities, or no cell has
+        a reference label.
 
     Examples
     --------

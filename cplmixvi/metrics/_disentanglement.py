@@ -46,41 +46,43 @@ def disentanglement_score(
     n_samples: int = 100,
     seed: int = 0,
 ) -> float:
-    r"""Majority votes on which latent variable follows which factor (Kim and Mnih 2018, Jeong and Song 2019).
+    """Majority votes on which latent variable follows which factor (Kim and Mnih 2018, Jeong and Song 2019).
 
-    Every vote fixes one factor, drawn at random, at the value of an observation drawn at random, takes ``n_samples``
-    observations with that value, and names the latent variable that varies least among them, relative to all
-    observations. A state's variation is its variance, a category's the chance that two observations differ in it
-    (Gini). A latent variable then stands for the factor that names it most often; the score is the share of votes
-    that agree with this.
+    Each vote picks a factor and an observation at random, draws ``n_samples`` observations that share this
+    observation's value of the factor, and names the latent variable that varies least among them, relative to its
+    variation over all observations. The variation of a state dimension is its variance; that of a category is the
+    probability that two observations differ in it (Gini). Each latent variable is then assigned the factor that names
+    it most often; the score is the share of votes that agree with this assignment.
 
     Parameters
     ----------
     factors
-        Known factors, each with few values: DataFrame or array ``(n_obs, n_factors)``, a dict of columns, or one
+        Known factors, each with few values: a DataFrame or array ``(n_obs, n_factors)``, a dict of columns, or a single
         factor ``(n_obs,)``.
     state
         Posterior means of the state, ``(n_obs, n_state)``.
     category
-        Labels ``(n_obs,)``: one more latent variable.
+        Labels, ``(n_obs,)``, which count as one more latent variable.
     kl
-        Mean divergence of each state dimension from its prior, nats, ``(n_state,)``: dimensions below ``min_kl`` carry
-        nothing and are left out. Without it, only dimensions that do not vary are.
+        Mean divergence of each state dimension from its prior, nats, ``(n_state,)``. Dimensions below ``min_kl`` carry
+        no information and are left out. Without it, only dimensions that do not vary are left out.
     min_kl
-        See ``kl``.
+        Threshold on ``kl``, nats.
     n_votes, n_samples
-        Votes, and observations in each (fewer if there are not as many with the value).
+        Number of votes, and of observations in each vote (fewer if not enough observations share the value).
     seed
-        Of the draws.
+        Seed of the random draws.
 
     Returns
     -------
-    A number in [0, 1]; about ``1 / n_factors`` and more by chance.
+    float
+        In [0, 1]; by chance about ``1 / n_factors`` or more.
 
     Raises
     ------
     ValueError
-        If shapes differ, values are missing, nothing varies, or a factor has no value that two observations share.
+        If shapes differ, values are missing, nothing varies, ``n_votes`` is below 1 or ``n_samples`` below 2, or no two
+        observations share a value of some factor.
 
     Examples
     --------
@@ -141,26 +143,27 @@ def _few(values: np.ndarray) -> np.ndarray:
 
 
 def mutual_information_gap(factors, state, category=None) -> pd.Series:
-    r"""How much more the best latent variable tells of each factor than the second best (MIG; Chen et al. 2018).
+    r"""How much more the best latent variable reveals about each factor than the second best (MIG; Chen et al. 2018).
 
     .. math::
         \frac{I(z_{(1)}; v) - I(z_{(2)}; v)}{H(v)}
 
-    with mutual information of counts; states and factors of more than 20 values are cut into 20 bins of equal numbers
-    of observations, or fewer where these would hold fewer than five.
+    with the mutual information of the empirical counts. States and factors with more than 20 values are cut into 20
+    bins with equal numbers of observations, or into fewer bins if these would hold fewer than five observations each.
 
     Parameters
     ----------
     factors
-        Known factors: DataFrame or array ``(n_obs, n_factors)``, a dict of columns, or one factor ``(n_obs,)``.
+        Known factors: a DataFrame or array ``(n_obs, n_factors)``, a dict of columns, or a single factor ``(n_obs,)``.
     state
         Posterior means of the state, ``(n_obs, n_state)``.
     category
-        Labels ``(n_obs,)``: one more latent variable.
+        Labels, ``(n_obs,)``, which count as one more latent variable.
 
     Returns
     -------
-    Series of numbers in [0, 1] by factor; 0 for a factor that does not vary. MIG is its mean.
+    pandas.Series
+        One number in [0, 1] per factor; 0 for a factor that does not vary. MIG is the mean of the series.
 
     Raises
     ------

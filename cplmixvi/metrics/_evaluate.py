@@ -12,7 +12,33 @@ from cplmixvi.metrics._labels import contingency, encode, reference_mask, take
 
 
 def correct_cells(y_true, y_pred, *, ignore: Sequence = ()) -> np.ndarray:
-    """Whether the category of each cell is the one matched to its type, bool; cells without a reference left out."""
+    """Whether the category of each cell is the one matched to its type.
+
+    Categories are matched to types one to one by :func:`match_categories`; the mean of the result is :func:`accuracy`.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    numpy.ndarray
+        Bool, one entry per cell with a reference label, in the order of the cells; cells without one are left out.
+        False for cells without a predicted label.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
+
+    Examples
+    --------
+    >>> correct_cells(["a", "a", "b", None], [0, 1, 1, 1])
+    array([ True, False,  True])
+    """
     matched = _matching.match_categories(y_true, y_pred, ignore=ignore)
     mask = reference_mask(y_true, ignore)
     true_codes, types = encode(take(y_true, mask))
@@ -33,28 +59,36 @@ def evaluate(
     below: int = 50,
     ignore: Sequence = (),
 ) -> dict[str, float]:
-    """Score a labelling against reference types in every way of this module.
+    """Score predicted categories against reference cell types with all scores of this module that apply.
 
     Parameters
     ----------
     y_true, y_pred
-        Reference types and predicted categories, ``(n_obs,)``.
+        Reference cell types and predicted categories, ``(n_obs,)``.
     proba
-        Probabilities ``(n_obs, n_categories)``; adds ``brier``.
+        Probabilities, ``(n_obs, n_categories)``; adds ``brier``.
     confidence
         Probability claimed for the predicted category, ``(n_obs,)``; adds ``expected_calibration_error``. Default: the
-        largest probability where ``proba`` is given.
+        largest probability of each cell if ``proba`` is given.
     categories
-        Names of the columns of ``proba``. Default: those of a DataFrame, else positions.
+        Names of the columns of ``proba``. Default: those of a DataFrame, otherwise their positions.
     below
-        Types with fewer cells are rare.
+        Types with fewer cells than this are rare.
     ignore
         Reference labels that mean "unknown".
 
     Returns
     -------
-    Dictionary of ``n_obs``, ``n_types``, ``n_categories`` (all over cells with a reference), ``accuracy``,
-    ``balanced_accuracy``, ``rare_recall``, ``purity``, ``nmi``, ``ami``, ``ari`` and what the options add.
+    dict
+        ``n_obs``, ``n_types`` and ``n_categories`` (all counted over cells with a reference label), ``accuracy``,
+        ``balanced_accuracy``, ``rare_recall``, ``purity``, ``nmi``, ``ami``, ``ari``, and the scores added by ``proba``
+        and ``confidence``.
+
+    Raises
+    ------
+    ValueError
+        If the labels differ in length, no cell has a reference label, ``proba`` does not fit the cells and categories
+        or does not hold probabilities, or a confidence is outside [0, 1].
 
     Examples
     --------

@@ -17,12 +17,63 @@ def _codes(y_true, y_pred, ignore: Sequence):
 
 
 def nmi(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Mutual information normalised by the mean of both entropies, in [0, 1]; not zero for a random partition."""
+    r"""Mutual information normalised by the mean of both entropies; its expectation for a random partition is not zero.
+
+    .. math:: \mathrm{NMI}(T, C) = \frac{I(T; C)}{\tfrac12\big(H(T) + H(C)\big)}
+
+    for types :math:`T` and categories :math:`C`. No matching is involved.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
+        their own.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        In [0, 1]; 1 for identical partitions.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
+
+    Examples
+    --------
+    >>> round(nmi(["a", "a", "b", "b"], [1, 1, 0, 0]), 6)
+    1.0
+    """
     return float(normalized_mutual_info_score(*_codes(y_true, y_pred, ignore)))
 
 
 def ami(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Mutual information adjusted for chance: 0 expected for a random partition, 1 for an equal one.
+    r"""Mutual information adjusted for chance: its expectation is 0 for a random partition, and 1 means identical ones.
+
+    .. math:: \mathrm{AMI}(T, C) = \frac{I(T; C) - E[I]}{\tfrac12\big(H(T) + H(C)\big) - E[I]}
+
+    for types :math:`T` and categories :math:`C`, with :math:`E[I]` the mean over random partitions with the same sizes.
+    No matching is involved.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
+        their own.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        At most 1; may be negative.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
 
     Examples
     --------
@@ -33,5 +84,34 @@ def ami(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
 
 def ari(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Rand index adjusted for chance: 0 expected for a random partition, 1 for an equal one."""
+    r"""Rand index adjusted for chance: its expectation is 0 for a random partition, and 1 means identical ones.
+
+    .. math:: \mathrm{ARI} = \frac{R - E[R]}{1 - E[R]}
+
+    with the Rand index :math:`R`, the share of pairs of cells that both partitions put together or both keep apart, and
+    :math:`E[R]` its mean over random partitions with the same sizes. No matching is involved.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
+        their own.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        At most 1; may be negative.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
+
+    Examples
+    --------
+    >>> ari(["a", "a", "b", "b"], [1, 1, 0, 0])
+    1.0
+    """
     return float(adjusted_rand_score(*_codes(y_true, y_pred, ignore)))

@@ -31,31 +31,84 @@ def _recall(table: Contingency) -> np.ndarray:
 
 
 def match_categories(y_true, y_pred, *, ignore: Sequence = ()) -> dict:
-    """Match categories to types, one to one, so that the most cells agree.
+    """Match categories to cell types one to one so that as many cells as possible agree.
 
     Parameters
     ----------
     y_true, y_pred
-        Reference types and predicted categories, ``(n_obs,)``.
+        Reference cell types and predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
     Returns
     -------
-    Dictionary from category to type. Categories beyond the number of types are not in it.
+    dict
+        From category to type. If there are more categories than types, the surplus categories are not in it.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
     """
     table = contingency(y_true, y_pred, ignore)
     return {table.categories[column]: table.types[row] for row, column in zip(*_matched(table), strict=True)}
 
 
 def accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Fraction of cells whose category is the one matched to their type (ACC)."""
+    r"""Fraction of cells whose category is the one matched to their type (ACC).
+
+    .. math:: \mathrm{ACC} = \frac1n \max_\pi \sum_t n_{t\,\pi(t)}
+
+    with :math:`n_{tk}` cells of type t in category k and :math:`\pi` a one-to-one matching, see
+    :func:`match_categories`.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
+
+    Examples
+    --------
+    >>> accuracy(["a", "a", "b", "b"], [0, 1, 2, 2])
+    0.75
+    """
     table = contingency(y_true, y_pred, ignore)
     return float(table.counts[_matched(table)].sum() / table.type_sizes.sum())
 
 
 def recall_by_type(y_true, y_pred, *, ignore: Sequence = ()) -> pd.Series:
-    """Fraction of each type's cells in the category matched to it, 0 for types without one; indexed by type.
+    """Fraction of each type's cells that are in the category matched to it.
+
+    Categories are matched to types one to one by :func:`match_categories`.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    pandas.Series
+        In [0, 1], indexed by type, ``(n_types,)``; 0 for types without a matched category.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
 
     Examples
     --------
@@ -67,7 +120,24 @@ def recall_by_type(y_true, y_pred, *, ignore: Sequence = ()) -> pd.Series:
 
 
 def balanced_accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Mean over types of :func:`recall_by_type`: a rare type weighs as much as a common one.
+    """Mean of :func:`recall_by_type` over types: a rare type weighs as much as a common one.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
 
     Examples
     --------
@@ -78,7 +148,26 @@ def balanced_accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
 
 def rare_recall(y_true, y_pred, *, below: int = 50, ignore: Sequence = ()) -> float:
-    """Mean of :func:`recall_by_type` over types with fewer than ``below`` cells; NaN where there are none.
+    """Mean of :func:`recall_by_type` over rare types.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``.
+    below
+        Types with fewer cells than this are rare.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN if there are no rare types.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
 
     Examples
     --------
@@ -91,7 +180,28 @@ def rare_recall(y_true, y_pred, *, below: int = 50, ignore: Sequence = ()) -> fl
 
 
 def purity(y_true, y_pred, *, ignore: Sequence = ()) -> float:
-    """Fraction of cells in the most common type of their category; grows with the number of categories.
+    r"""Fraction of cells that belong to the most common type of their category; grows with the number of categories.
+
+    .. math:: \frac1n \sum_k \max_t n_{tk}
+
+    with :math:`n_{tk}` cells of type t in category k. No matching is involved.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
 
     Examples
     --------
@@ -103,7 +213,34 @@ def purity(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
 
 def confusion(y_true, y_pred, *, ignore: Sequence = ()) -> pd.DataFrame:
-    """Cells of each type (rows) in each category (columns); labels in categorical or natural order."""
+    """Number of cells of each type (rows) in each category (columns).
+
+    Parameters
+    ----------
+    y_true, y_pred
+        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label are in no column.
+    ignore
+        Reference labels that mean "unknown".
+
+    Returns
+    -------
+    pandas.DataFrame
+        Integers, ``(n_types, n_categories)``; labels in use only, in categorical order if they have one, otherwise in
+        natural order.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
+
+    Examples
+    --------
+    >>> confusion(["a", "a", "b"], [0, 1, 1])
+    category  0  1
+    type
+    a         1  1
+    b         0  1
+    """
     table = contingency(y_true, y_pred, ignore)
     return pd.DataFrame(
         table.counts, index=pd.Index(table.types, name="type"), columns=pd.Index(table.categories, name="category")

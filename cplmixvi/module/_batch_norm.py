@@ -11,7 +11,12 @@ from cplmixvi._processes import averaged, n_processes
 class SyncedBatchNorm(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` whose mean and variance are those of the minibatches of all processes.
 
-    :class:`torch.nn.SyncBatchNorm` is that on GPUs only. The minibatches must be of one size.
+    :class:`torch.nn.SyncBatchNorm` does this on GPUs only. The minibatches must all have the same size.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of :class:`torch.nn.BatchNorm1d`.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -29,7 +34,13 @@ class SyncedBatchNorm(nn.BatchNorm1d):
 
 
 def synced(module: nn.Module) -> None:
-    """Put :class:`SyncedBatchNorm` in the place of the batch normalisations in a module, with their weights."""
+    """Replace the batch normalisations in a module by :class:`SyncedBatchNorm`, keeping their weights.
+
+    Parameters
+    ----------
+    module
+        Changed in place, at any depth. The module itself is not replaced.
+    """
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm1d:
             other = SyncedBatchNorm(child.num_features, child.eps, child.momentum)

@@ -47,9 +47,16 @@ def with_new_batches(state: dict[str, torch.Tensor], module: CplMixVAE, n_known:
 
 
 def train_new_batches_only(module: CplMixVAE, n_known: int) -> None:
-    """From now on, let a module learn nothing but the weights of batches after the first ``n_known``.
+    """From now on, let a module learn only the weights of batches after the first ``n_known``.
 
-    Statistics of batch normalisation stay as they are, too, and are used in training.
+    Statistics of batch normalisation also stay as they are, and are used in training.
+
+    Parameters
+    ----------
+    module
+        The arms; changed in place.
+    n_known
+        Number of batches whose weights are kept; they come first.
     """
     module.n_known_batches = n_known
     module.requires_grad_(False)
@@ -65,10 +72,26 @@ def train_new_batches_only(module: CplMixVAE, n_known: int) -> None:
 
 @torch.inference_mode()
 def find_shift(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum over cells of what their batch adds to encoder inputs beyond what the decoder expects, ``(n_genes,)``.
+    r"""Shift that a batch adds to encoder inputs beyond what the decoder expects, summed over cells.
 
-    Each cell is compared with a draw from the decoder for its category, state and depth, so that batches may differ in
-    how many cells of each type they have.
+    Each cell :math:`x_n` is compared with a draw :math:`\tilde x_n` from the decoder for its category, state and depth,
+    so that batches may differ in their proportions of cell types:
+
+    .. math:: \sum_n f(x_n) - f(\tilde x_n)
+
+    with :math:`f` the encoder input (:meth:`CplMixVAE.encoder_input`), in its normal form if the arms use one.
+
+    Parameters
+    ----------
+    module
+        The arms, in evaluation mode.
+    tensors
+        A minibatch of cells of the batch.
+
+    Returns
+    -------
+    torch.Tensor
+        In units of the encoder inputs (natural logarithms for counts), ``(n_genes,)``, on the module's device.
     """
     normal_form = module.arms[0].path.normal_form or (lambda values: values)
     x, drawn = (part.to(module.device).float() for part in (tensors[REGISTRY_KEYS.X_KEY], module.sample(tensors)))

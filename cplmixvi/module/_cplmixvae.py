@@ -26,7 +26,7 @@ from ._ranges import check_ranges
 
 
 class CplMixVAE(BaseModuleClass):
-    r"""``n_arms`` mixture VAEs that must agree on each cell's category (paper, Eq. 8).
+    """``n_arms`` mixture VAEs that must agree on each cell's category (paper, Eq. 8).
 
     Parameters
     ----------
@@ -42,10 +42,8 @@ class CplMixVAE(BaseModuleClass):
         Draws the arms' copies in training; inference always sees the cell itself.
     n_hidden, n_layers, dropout_rate
         Of every encoder and decoder; dropout in the encoder only.
-    temperature
-        Of the Gumbel-softmax in training.
-    hard
-        Straight-through instead of relaxed samples of the category.
+    temperature, hard
+        Temperature of the Gumbel-softmax in training, and whether samples are straight-through instead of relaxed.
     beta
         Weight of the states' divergence.
     state_given_category
@@ -55,8 +53,7 @@ class CplMixVAE(BaseModuleClass):
     state_prior
         p(s|c): ``"standard"`` or ``"type"``, see :class:`~cplmixvi.module.StatePrior`.
     target_library
-        Depth to which counts are scaled before the logarithm that the encoder reads (the median library size of
-        the training data, molecules).
+        Molecules to which cells are scaled before the encoder's logarithm (training data's median library size).
     distance, lam, epsilon, dual_rate, variance_momentum
         See :class:`~cplmixvi.module.Coupling`. The paper's own coupling is ``distance="perturbed", epsilon=None``: it
         has to keep categories from collapsing, where a guide does that here; its gradient grows without bound as a
@@ -66,17 +63,20 @@ class CplMixVAE(BaseModuleClass):
         of a cell beyond the categories' frequencies; the guide's weight is found by dual ascent. `None` keeps it at 10.
     n_labels
         The first so many categories are those of labels, which guide the training (where the minibatch has them).
-    use_size_factor_key
-        Whether a size factor in minibatches takes the place of the library. Some data modules give one that nobody has
-        registered, relative to the minibatch.
-    size_factor_scale
-        Molecules of these genes per unit of the size factor.
+    use_size_factor_key, size_factor_scale
+        Whether a size factor in minibatches takes the place of the library, and molecules of these genes per unit of
+        it. Some data modules give one that nobody has registered, relative to the minibatch.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or the name of a likelihood, distance or prior is not known.
 
     Notes
     -----
-    The states of different arms have coordinates of their own: ``qz`` and ``z``, which scvi-tools' getters read,
-    are those of arm 0, and ``alignment`` brings the others to these. ``px`` averages the arms' decoded parameters,
-    which do share their coordinates (genes).
+    The states of different arms have coordinates of their own: ``qz`` and ``z``, which scvi-tools' getters read, are
+    those of arm 0, and ``alignment`` brings the others to these. ``px`` averages the arms' decoded parameters, which do
+    share their coordinates (genes).
     """
 
     _arm_cls: type[Arm] = Arm

@@ -294,12 +294,23 @@ _CLASSES: dict[str, type[Likelihood]] = {
 
 
 def likelihood_class(name: str) -> type[Likelihood]:
-    """Class of a likelihood by its name.
+    """Class of a likelihood, by name.
+
+    Parameters
+    ----------
+    name
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"normal"`` or ``"mse"`` for log values, ``"bernoulli"`` for
+        values in ``[0, 1]``.
+
+    Returns
+    -------
+    type
+        Subclass of :class:`Likelihood`.
 
     Raises
     ------
     ValueError
-        For a name that is not among ``nb, zinb, poisson, normal, mse, bernoulli``.
+        If ``name`` is none of these.
     """
     if name not in _CLASSES:
         raise ValueError(

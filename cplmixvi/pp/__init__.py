@@ -1,4 +1,4 @@
-"""Before training: are the values what the likelihood expects, and which genes are worth modelling."""
+"""Checks and choices before training: whether the values suit the likelihood, and which genes are worth modelling."""
 
 from cplmixvi.pp._checks import (
     ValuesReport,

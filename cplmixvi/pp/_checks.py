@@ -26,20 +26,20 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class ValuesReport:
-    """What :func:`check_values` saw.
+    """What :func:`check_values` found.
 
     Attributes
     ----------
     n_obs, n_vars
         Shape of the matrix.
     minimum, maximum
-        Extreme values, zeros included.
+        Smallest and largest value, zeros included.
     integral
         Whether all values are whole numbers.
     density
-        Fraction of entries that are not zero.
+        Fraction of non-zero entries.
     empty_genes
-        Positions of genes that are zero in every cell. They are allowed: nothing is learnt about them.
+        Positions of genes that are zero in every cell. They are allowed, but nothing is learnt about them.
     """
 
     n_obs: int
@@ -52,7 +52,17 @@ class ValuesReport:
 
 
 def check_likelihood(likelihood: str) -> None:
-    """Raise a ValueError unless ``likelihood`` is one that the package knows.
+    """Check that the package knows a likelihood.
+
+    Parameters
+    ----------
+    likelihood
+        Name: "nb", "zinb", "poisson", "normal", "mse" or "bernoulli".
+
+    Raises
+    ------
+    ValueError
+        If ``likelihood`` is not one of these names.
 
     Examples
     --------
@@ -66,7 +76,17 @@ def check_likelihood(likelihood: str) -> None:
 
 
 def is_whole(value: object) -> bool:
-    """Whether ``value`` is a whole number, of Python or NumPy; True and False are none.
+    """Whether a value is a whole number.
+
+    Parameters
+    ----------
+    value
+        Any object.
+
+    Returns
+    -------
+    bool
+        True for integers of Python or NumPy; False for True and False, and for floats such as 3.0.
 
     Examples
     --------
@@ -77,7 +97,21 @@ def is_whole(value: object) -> bool:
 
 
 def check_n_categories(n_categories: int, n_obs: int, labels: Sequence[str] = ()) -> None:
-    """Raise a ValueError unless ``n_categories`` is a whole number from 1 to the number of cells, and one per label.
+    """Check that a number of categories suits the number of cells and the labels.
+
+    Parameters
+    ----------
+    n_categories
+        Number of categories.
+    n_obs
+        Number of cells.
+    labels
+        Names of the labels, each of which needs a category. Default: no labels.
+
+    Raises
+    ------
+    ValueError
+        If ``n_categories`` is not a whole number from 1 to ``n_obs``, or is smaller than the number of labels.
 
     Examples
     --------
@@ -152,9 +186,21 @@ def _check_shape(X, where: str, min_cells: int) -> None:
 
 
 def check_structure(X, where: str = "adata.X") -> None:
-    """Raise a ValueError if a sparse matrix in memory refers to cells or genes that it has not.
+    """Check that a sparse matrix in memory does not refer to cells or genes that it does not have.
 
-    SciPy looks at that only when asked to, and ends the process where it does arithmetic with such a matrix.
+    SciPy checks this only on request, and arithmetic with such a matrix ends the process.
+
+    Parameters
+    ----------
+    X
+        Values, ``(n_obs, n_vars)``. Only CSR and CSC matrices and arrays in memory are checked; anything else passes.
+    where
+        What to call the matrix in the error message.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is damaged.
 
     Examples
     --------
@@ -180,14 +226,14 @@ def check_values(
     allow_empty_cells: bool | None = None,
     min_cells: int = 2,
 ) -> ValuesReport:
-    """Check that a matrix holds what a likelihood can be put on.
+    """Check that the values of a matrix suit a likelihood.
 
-    Read in blocks: a sparse or backed matrix is never made dense as a whole.
+    The matrix is read in blocks: a sparse or backed matrix is never made dense as a whole.
 
     Parameters
     ----------
     X
-        Values ``(n_obs, n_vars)``: dense, CSR or CSC, matrix or array, any real type, in memory or backed.
+        Values, ``(n_obs, n_vars)``: dense, CSR or CSC, matrix or array, any real type, in memory or backed.
     likelihood
         "nb", "zinb" or "poisson": whole counts; "normal" or "mse": finite values; "bernoulli": values in [0, 1].
     where
@@ -195,25 +241,26 @@ def check_values(
     obs_names, var_names
         Names of cells and genes for messages. Default: their positions.
     allow_empty_cells
-        Whether cells that are zero in every gene may pass. Default: only under "bernoulli", where they are an empty
-        picture; elsewhere nothing can be said about the type of such a cell.
+        Whether to accept cells that are zero in every gene. Default: only under "bernoulli", where they are empty
+        pictures; under other likelihoods, nothing can be said about the type of such a cell.
     min_cells
-        Fewest cells: two to learn from, one to be looked at by a trained model.
+        Smallest number of cells: two for training, one for inference with a trained model.
 
     Returns
     -------
-    What was seen, with the genes that are zero everywhere.
+    ValuesReport
+        What was found, including the genes that are zero everywhere.
 
     Raises
     ------
     ValueError
-        When there are fewer than ``min_cells`` cells, values that the likelihood cannot take, or empty cells, or the
-        matrix is damaged.
+        If there are fewer than ``min_cells`` cells, values that the likelihood does not allow, or empty cells, or if
+        the matrix is damaged.
 
     Warns
     -----
     UserWarning
-        When values under "normal" or "mse" are too large for logarithms.
+        If values under "normal" or "mse" are too large to be logarithms.
 
     Examples
     --------
@@ -282,7 +329,7 @@ def check_setup(
     complete_keys: Sequence[str] = (),
     number_keys: Sequence[str] = (),
 ) -> None:
-    """Check that what :meth:`cplmixvi.CplMixVI.setup_anndata` is asked to register is there.
+    """Check that everything that :meth:`cplmixvi.CplMixVI.setup_anndata` is asked to register exists.
 
     Parameters
     ----------
@@ -291,7 +338,7 @@ def check_setup(
     layer
         Name of a layer; None for ``adata.X``.
     obs_keys
-        Columns of ``obs`` that are asked for.
+        Columns of ``obs`` that must exist.
     complete_keys
         Columns of ``obs`` in which every cell needs a value, such as its batch.
     number_keys
@@ -300,7 +347,8 @@ def check_setup(
     Raises
     ------
     ValueError
-        When there are no cells or genes, gene names repeat, the layer or a column is missing, or a cell lacks a value.
+        If there are no cells or genes, gene names are not unique, the layer or a column is missing, or a cell lacks a
+        value.
 
     Examples
     --------

@@ -78,33 +78,34 @@ def select_genes(
     likelihood: str = "nb",
     batch_key: str | None = None,
 ) -> np.ndarray:
-    """Genes that vary more than their mean explains.
+    """Select the genes that vary more than their mean explains.
 
-    Counts are scored by the variance of their Pearson residuals, log values by their variance among genes of a similar
-    mean, binary values by their variance. ``adata`` is not changed.
+    Counts are scored by the variance of their Pearson residuals, log values by their variance relative to genes with a
+    similar mean, and binary values by their variance. ``adata`` is not changed.
 
     Parameters
     ----------
     adata
         Annotated data, in memory or backed.
     n_top
-        Genes to keep; all are kept where there are no more.
+        Number of genes to keep; all are kept if there are no more than this.
     layer
         Layer with the values that the model will see; None for ``adata.X``.
     likelihood
-        Likelihood that the model will use: it says what the values are.
+        Likelihood that the model will use; it determines what kind of values these are.
     batch_key
-        Column of ``obs``. Genes are then scored in every batch, and those come first that are among the best ``n_top``
-        of most batches; their median rank decides between equals.
+        Column of ``obs``. Genes are then scored within each batch and ranked by the number of batches in which they are
+        among the best ``n_top``; ties are broken by their median rank.
 
     Returns
     -------
-    Boolean mask of shape ``(n_vars,)`` with exactly ``min(n_top, n_vars)`` true entries.
+    numpy.ndarray
+        Boolean mask, ``(n_vars,)``, with exactly ``min(n_top, n_vars)`` true entries.
 
     Raises
     ------
     ValueError
-        When ``n_top`` is not positive, or a key does not exist.
+        If ``n_top`` is not positive, or a key does not exist.
 
     Examples
     --------

@@ -17,8 +17,8 @@ def input_hash(X, var_names: Sequence[str]) -> str:
     Parameters
     ----------
     X
-        Values ``(n_obs, n_vars)``. They are compared in single precision, in which the model reads them; the order of
-        cells and of genes matters, the names of cells do not.
+        Values, ``(n_obs, n_vars)``. They are hashed in single precision, as the model reads them. The order of cells
+        and genes matters; the names of cells do not.
     var_names
         Names of the genes, ``(n_vars,)``.
 

@@ -10,7 +10,7 @@ from operator import index
 def image_sides(
     n_pixels: int, shape: Sequence[int] | None = None, *, multiple: int = 1, given_as: str = "image_shape={}"
 ) -> tuple[int, int]:
-    """Rows and columns of images.
+    """Number of rows and columns of images.
 
     Parameters
     ----------
@@ -19,18 +19,19 @@ def image_sides(
     shape
         Rows and columns; a square if `None`.
     multiple
-        Number that both must be multiples of.
+        Number that rows and columns must both be multiples of.
     given_as
-        How a user gives the shape, for the message of an error.
+        How users specify the shape; used in error messages, with ``{}`` for the value.
 
     Returns
     -------
     tuple of int
+        Rows and columns.
 
     Raises
     ------
     ValueError
-        If ``shape`` is no pair of whole numbers, or the pixels are not those of such an image.
+        If ``shape`` is not a pair of whole numbers, or ``n_pixels`` does not fit such an image.
 
     Examples
     --------

@@ -16,7 +16,19 @@ CHUNK_ENTRIES = 2**22
 
 
 def layer_names(adata: AnnData) -> list[str]:
-    """Names of the layers in order, without ``X``, which newer versions of anndata have among them as `None`.
+    """Names of the layers, sorted.
+
+    Newer versions of anndata list ``X`` among the layers under the name `None`; it is left out.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+
+    Returns
+    -------
+    list of str
+        The names; empty if there are no layers.
 
     Examples
     --------
@@ -27,7 +39,18 @@ def layer_names(adata: AnnData) -> list[str]:
 
 
 def matrices(adata: AnnData) -> Iterator[tuple[str, Any]]:
-    """``X`` and the layers, each once, with their names.
+    """Iterate over ``X`` and the layers, each exactly once.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, in memory or backed.
+
+    Yields
+    ------
+    tuple
+        Name, ``"X"`` or that of the layer, and the matrix ``(n_obs, n_vars)`` as it is stored; ``X`` comes first and
+        may be `None`, layers follow in sorted order.
 
     Examples
     --------
@@ -99,7 +122,7 @@ def iter_blocks(X, *, entries: int | None = None) -> Iterator[tuple[int, int, An
 
 
 def as_csr(adata: AnnData, layer: str | None = None, *, dtype=np.float32) -> sparse.csr_matrix:
-    """``X`` or a layer as a CSR matrix in memory, whatever it was.
+    """``X`` or a layer as a CSR matrix in memory, whatever its original format.
 
     Parameters
     ----------
@@ -112,13 +135,14 @@ def as_csr(adata: AnnData, layer: str | None = None, *, dtype=np.float32) -> spa
 
     Returns
     -------
-    CSR matrix of shape ``(n_obs, n_vars)``, with sorted indices. It shares memory with ``adata`` where that already
-    holds what is asked for.
+    scipy.sparse.csr_matrix
+        ``(n_obs, n_vars)``, with sorted indices. It shares memory with ``adata`` if the matrix there already has the
+        requested form.
 
     Raises
     ------
     ValueError
-        When there is no such layer.
+        If there is no such layer.
 
     Examples
     --------
@@ -129,7 +153,21 @@ def as_csr(adata: AnnData, layer: str | None = None, *, dtype=np.float32) -> spa
 
 
 def to_csr(X, *, dtype=np.float32) -> sparse.csr_matrix:
-    """:func:`as_csr` for a bare matrix.
+    """Convert a matrix to CSR in memory; :func:`as_csr` does the same for a matrix of an AnnData.
+
+    Dense matrices are read in blocks.
+
+    Parameters
+    ----------
+    X
+        Values, ``(n_obs, n_vars)``: dense or sparse, in memory or backed.
+    dtype
+        Type of the values.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        ``(n_obs, n_vars)``, with sorted indices. It shares memory with ``X`` if that already has the requested form.
 
     Examples
     --------
@@ -148,7 +186,17 @@ def to_csr(X, *, dtype=np.float32) -> sparse.csr_matrix:
 
 
 def library_size(X) -> np.ndarray:
-    """Total of every cell, shape ``(n_obs,)``, float64; ``X`` of any kind, read in blocks.
+    """Sum of the values of each cell; molecules per cell if the values are counts.
+
+    Parameters
+    ----------
+    X
+        Values, ``(n_obs, n_vars)``: dense or sparse, in memory or backed. They are read in blocks.
+
+    Returns
+    -------
+    numpy.ndarray
+        Totals, float64, ``(n_obs,)``.
 
     Examples
     --------
@@ -162,23 +210,25 @@ def library_size(X) -> np.ndarray:
 
 
 def log_normalize(X, target: float | None = None):
-    """Logarithm of one plus counts scaled to the same total in every cell.
+    """Scale counts to the same total in every cell and take ``log(1 + x)``.
 
     Parameters
     ----------
     X
-        Counts, ``(n_obs, n_vars)``, dense or sparse; not changed.
+        Counts, ``(n_obs, n_vars)``, dense or sparse; not modified.
     target
-        Total per cell after scaling. Default: median of the totals of cells that have any.
+        Total per cell after scaling. Default: median total of the cells with any counts.
 
     Returns
     -------
-    Float32 values in natural-log units, CSR for sparse and ndarray for dense input. Cells without counts stay zero.
+    numpy.ndarray or scipy.sparse.csr_matrix
+        Float32 values in natural-log units, ``(n_obs, n_vars)``: CSR for sparse input, an array for dense input. Cells
+        without counts remain zero.
 
     Raises
     ------
     ValueError
-        When ``target`` is not positive.
+        If ``target`` is not positive.
     """
     if target is not None and not target > 0:
         raise ValueError(f"target={target} given, a positive total is needed: leave it out for the median")

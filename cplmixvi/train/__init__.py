@@ -1,4 +1,4 @@
-"""How the arms are trained: minibatches, training plan and schedules."""
+"""Training of the arms: minibatches, training plan and schedules."""
 
 from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval

@@ -13,8 +13,8 @@ from cplmixvi.augment import Discriminator, LearnedAugmenter
 class AugmenterPlan(LightningModule):
     r"""Trains a :class:`~cplmixvi.augment.LearnedAugmenter` against a discriminator.
 
-    The generator minimises, per cell :math:`x` with latent mean :math:`\mu`, copy :math:`x_a` drawn at :math:`z`, and
-    the copy's own latent mean :math:`\mu_a`
+    For each cell :math:`x` with latent mean :math:`\mu`, and a copy :math:`x_a` that is drawn at :math:`z` and has
+    latent mean :math:`\mu_a` itself, the generator minimises
 
     .. math::
         -\log p(x\mid z) + \mathrm{KL}(q(z\mid x)\,\|\,\mathcal N(0, I))
@@ -22,21 +22,21 @@ class AugmenterPlan(LightningModule):
         + w_\text{tri}\big[\|\mu_a - \mu\|^2 - \|\mu_a - \mu_\text{other}\|^2 + m\big]_+
         + w_\text{tri}\big[v - \|z - \mu\|^2\big]_+
 
-    with :math:`\zeta` the softplus, squared distances as means over dimensions and another cell of the minibatch. The
-    triplet keeps a copy nearer to its cell than to others; the last term keeps it from becoming the cell. The
-    discriminator minimises :math:`\zeta(-D(x)) + \zeta(D(x_a))` on log values.
+    where :math:`\zeta` is the softplus, squared distances are means over dimensions, and "other" is another cell of the
+    minibatch. The triplet term keeps a copy closer to its own cell than to others; the last term keeps the copy from
+    becoming identical to the cell. The discriminator minimises :math:`\zeta(-D(x)) + \zeta(D(x_a))` on log values.
 
     Parameters
     ----------
     augmenter
-        What is trained.
+        The augmenter to train.
     n_genes
         Number of genes.
     lr
-        Learning rate of both.
+        Learning rate of generator and discriminator.
     adversarial_weight, triplet_weight
-        :math:`w_\text{adv}` and :math:`w_\text{tri}`, nats. Ten times the default lets the discriminator tear copies
-        away from the cells (``benchmarks/NOTES.md``).
+        :math:`w_\text{adv}` and :math:`w_\text{tri}`, nats. With ten times the default, the discriminator tears the
+        copies away from the cells (``benchmarks/NOTES.md``).
     margin, least_spread
         :math:`m` and :math:`v`, in units of the prior's variance.
     """
@@ -64,7 +64,7 @@ class AugmenterPlan(LightningModule):
         self._totals: dict[str, torch.Tensor] = {}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the generator, and Adam with less momentum for the discriminator, whose task changes."""
+        """Adam for the generator, and Adam with less momentum for the discriminator, whose task keeps changing."""
         slow: list[torch.nn.Parameter] = []
         fast: list[torch.nn.Parameter] = []
         for name, parameter in self.augmenter.generator.named_parameters():
@@ -77,7 +77,7 @@ class AugmenterPlan(LightningModule):
         ]
 
     def generator_terms(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Terms of the generator's loss, each weighted and a mean over cells, and the log values of the copies."""
+        """Terms of the generator's loss, each weighted and averaged over cells, and the log values of the copies."""
         drawn = self.augmenter.copies(x)
         log_copies = self.augmenter.log_values(drawn.values)
         own = self.augmenter.generator.encode(log_copies)[0]
@@ -95,7 +95,7 @@ class AugmenterPlan(LightningModule):
         return terms, log_copies
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """One step of the generator, and one of the discriminator on the same copies."""
+        """Take one step of the generator, and one of the discriminator on the same copies."""
         x = batch[REGISTRY_KEYS.X_KEY].float()
         generator, discriminator = self.optimizers()
         self.discriminator.requires_grad_(False)
@@ -116,11 +116,11 @@ class AugmenterPlan(LightningModule):
         return loss.detach()
 
     def on_fit_start(self) -> None:
-        """Let the generator learn."""
+        """Unfreeze the generator."""
         self.augmenter.generator.requires_grad_(True)
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's means: one transfer from the device per epoch."""
+        """Keep the means over the epoch, with one transfer from the device per epoch."""
         n_batches = self.trainer.num_training_batches
         for key, value in self._totals.items():
             self.history.setdefault(key, []).append(float(value) / n_batches)

@@ -21,21 +21,28 @@ USUAL_NUMBER = 20
 
 
 class Checkpoints(Callback):
-    """Writes the state of a training at the start of every ``every``-th epoch, and can begin from such a state.
+    """Writes the state of training at the start of every ``every``-th epoch, and can resume from such a state.
 
     Parameters
     ----------
     write
-        Is called with the number of epochs that are done and their :func:`training_state`.
+        Called with the number of completed epochs and their :func:`training_state`.
     every
-        Epochs between two checkpoints.
+        Number of epochs between two checkpoints.
     state
-        Begin from here, with the module as it was then; at the start if `None`.
+        State to resume from, with the module as it was then; `None` to start from the beginning.
+
+    Raises
+    ------
+    ValueError
+        At the start of training, if it runs in several processes.
+    OSError
+        During training, if the first checkpoint cannot be written.
 
     Warns
     -----
     UserWarning
-        If a later checkpoint than the first cannot be written: a full disk must not end a training of hours.
+        If a checkpoint after the first cannot be written: a full disk must not end training that has run for hours.
     """
 
     def __init__(self, write: Callable[[int, dict], None], every: int, state: dict | None = None):
@@ -43,19 +50,19 @@ class Checkpoints(Callback):
         self._last: int | None = None if state is None else int(state["epoch"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put back what the plan keeps, before it would fit a guide."""
+        """Restore what the plan keeps, before it would fit a guide."""
         if trainer.world_size > 1:
             raise ValueError("Checkpoints are of one process; train on one device, or leave out checkpoint_dir.")
         if self.state is not None:
             pl_module.on_load_checkpoint(self.state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put everything else back but for the random states, which are drawn from until the epoch begins."""
+        """Restore everything else, except the random states, which are drawn from until the epoch begins."""
         if self.state is not None:
             restore_trainer(trainer, self.state)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the random states back, or write a checkpoint where one is due."""
+        """Restore the random states, or write a checkpoint if one is due."""
         if self.state is not None:
             set_random_states(self.state["random"])
             self.state = None
@@ -142,5 +149,16 @@ def set_random_states(states: dict[str, object]) -> None:
 
 
 def usual_interval(max_epochs: int) -> int:
-    """Epochs between checkpoints where it is not given."""
+    """Default number of epochs between checkpoints: a twentieth of the training.
+
+    Parameters
+    ----------
+    max_epochs
+        Number of epochs of the training.
+
+    Returns
+    -------
+    int
+        ``max_epochs / 20``, rounded; at least 1.
+    """
     return max(1, round(max_epochs / USUAL_NUMBER))

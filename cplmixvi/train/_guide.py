@@ -100,7 +100,19 @@ def fit_guide(
 
 
 def half_encoder(module: CplMixVAE) -> Encode:
-    """What the arms' encoders read of half of the molecules of cells."""
+    """What the arms' encoders read when they are given half of the molecules of each cell.
+
+    Parameters
+    ----------
+    module
+        The arms.
+
+    Returns
+    -------
+    Callable
+        Maps values of half of each cell's molecules, ``(..., n_genes)``, to encoder inputs of the same shape on the
+        CPU; see :meth:`CplMixVAE.encoder_input`, with ``depth=0.5``.
+    """
 
     def encode(half: torch.Tensor) -> torch.Tensor:
         return module.encoder_input(half.to(module.device), depth=0.5).cpu()

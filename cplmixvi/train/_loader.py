@@ -29,10 +29,10 @@ def is_on_disk(manager: AnnDataManager) -> bool:
 
 
 class Minibatches:
-    """Minibatches of a data module as a training sees them.
+    """Minibatches of a data module in the form in which training sees them.
 
-    What a loader reads becomes them in hooks of the data module, which Lightning calls in a training only: they make
-    sparse values dense, or tensors of what is none.
+    What a loader reads takes this form only in hooks of the data module, which make sparse values dense or convert
+    values to tensors, and which Lightning calls only during training.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class _OrderedManager:
 
 
 class CellLoader(AnnDataLoader):
-    """Loader of scvi-tools that also keeps the order of cells that are in a file.
+    """Loader of scvi-tools that also preserves the requested order of cells that are read from a file.
 
     Parameters
     ----------

@@ -36,12 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 class CplMixPlan(TrainingPlan):
-    r"""Trains :class:`~cplmixvi.module.CplMixVAE`.
+    """Trains :class:`~cplmixvi.module.CplMixVAE`.
 
-    Five things differ from :class:`scvi.train.TrainingPlan`: every step draws a fresh copy of each cell for each
-    arm (so inference and validation see the cell itself), labels that some cells have guide the arms, multipliers of
-    constraints take a dual step after each gradient step, a training that diverges goes back to its last good epoch
-    and on at a lower rate, and the terms of the loss are accumulated on the device and logged once per epoch, because
+    Five things differ from :class:`scvi.train.TrainingPlan`. Every training step draws a fresh copy of each cell for
+    each arm (inference and validation see the cell itself). Labels that some cells have guide the arms. Multipliers of
+    constraints take a dual step after each gradient step. Training that diverges returns to its last good epoch and
+    continues at a lower rate. Terms of the loss are accumulated on the device and logged once per epoch, because
     logging each step costs more than the step of a small model.
 
     Parameters
@@ -49,32 +49,33 @@ class CplMixPlan(TrainingPlan):
     module
         The coupled arms.
     lr, eps, weight_decay
-        Of Adam. ``eps`` is torch's 1e-8, not scvi-tools' 0.01, which would damp the small gradients of rare
+        Of Adam. ``eps`` is torch's 1e-8 rather than scvi-tools' 0.01, which would damp the small gradients of rare
         categories.
     n_epochs_kl_warmup
-        Epochs over which the states' divergence reaches its weight; `None` for no warm-up.
+        Number of epochs over which the weight of the states' divergence rises to its full value; `None` for no warm-up.
     warm_start
-        Fit a :class:`~cplmixvi.train._views.ViewConsensus` to the training cells first. The arms learn to predict its
-        categories and stay near them (``guide_epsilon`` of the module). Cells that have a label are guided by that.
-        Without a start, they alone have a guide: their cross-entropy is added to the objective.
+        Whether to fit a :class:`~cplmixvi.train._views.ViewConsensus` to the training cells first. The arms learn to
+        predict its categories and stay close to them (``guide_epsilon`` of the module). Cells that have a label are
+        guided by that instead. Without a warm start, only these cells have a guide: their cross-entropy is added to the
+        objective.
     guided_fraction
         Share of the epochs in which decoders and states see categories drawn from the guide, before they see the arms'
         own.
     find_condition
-        Whether a warm start looks for a condition that shifts cells of all types alike, and keeps types from following
-        it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`.
+        Whether a warm start looks for a condition that shifts cells of all types in the same way, and keeps the types
+        from following it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`.
     fit_halves
-        Whether a warm start makes fits to halves of the data as well, without which confidence is too high.
+        Whether a warm start also makes fits to halves of the data, without which confidence is too high.
     **kwargs
         Of :class:`scvi.train.TrainingPlan`.
 
     Attributes
     ----------
     level
-        Level of every cell in a condition that was found, ``(n_obs,)``, -1 for cells that are not trained on; `None`
-        if there is none.
+        Level of each cell in the condition that was found, ``(n_obs,)``, -1 for cells outside the training set; `None`
+        if no condition was found.
     half_fits
-        What fits to halves of the training cells say of them, see :func:`~cplmixvi.train._repeat.fit_halves`.
+        Labels of the training cells by fits to halves of them, see :func:`~cplmixvi.train._repeat.fit_halves`.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class CplMixPlan(TrainingPlan):
         self._memory = KeptMemory()
 
     def get_optimizer_creator(self) -> Callable[..., torch.optim.Optimizer]:
-        """Adam in one pass over the weights, where torch has it; see :class:`scvi.train.TrainingPlan`."""
+        """Adam that updates all weights in one pass, where torch supports it; see :class:`scvi.train.TrainingPlan`."""
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(self.optimizer_name)
         if kind is None or self.device.type not in ("cpu", "cuda"):
             return super().get_optimizer_creator()
@@ -246,7 +247,7 @@ class CplMixPlan(TrainingPlan):
         self.module.augmenter = Compose([AcrossLevels(np.maximum(self.level, 0)), self.module.augmenter])
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor | None:
-        """One step on fresh copies; returns the loss to Lightning's automatic optimisation, where that is on."""
+        """Take one step on fresh copies; returns the loss to Lightning's automatic optimisation, if that is on."""
         with self._memory.used():
             return self._step(batch)
 
@@ -290,19 +291,19 @@ class CplMixPlan(TrainingPlan):
         self._totals["train"], self._n_seen["train"], self._last_metrics = {}, 0, {}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let no weight move after a loss that was not finite."""
+        """Keep all weights as they are after a loss that was not finite."""
         super().on_before_optimizer_step(optimizer)
         if self._skips_step:
             optimizer.zero_grad(set_to_none=True)
             self._skips_step = False
 
     def on_train_epoch_start(self) -> None:
-        """Remember the state that the epoch starts from."""
+        """Remember the state at the start of the epoch."""
         super().on_train_epoch_start()
         self._last_good.take(self.trainer.optimizers)
 
     def on_train_batch_end(self, *args) -> None:
-        """Dual steps, once the gradient step that used the old multipliers is done; a look at the epoch at its end."""
+        """Take dual steps after the gradient step that used the old multipliers; check the epoch once it ends."""
         super().on_train_batch_end(*args)
         if self._last_metrics:
             self.module.dual_step(self._last_metrics)
@@ -312,7 +313,7 @@ class CplMixPlan(TrainingPlan):
                 self._go_back()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add what is neither the module's nor the trainer's."""
+        """Add what belongs neither to the module nor to the trainer."""
         checkpoint["plan"] = {
             "guide": [guide.state() for guide in self._guide],
             "level": self.level,
@@ -322,7 +323,7 @@ class CplMixPlan(TrainingPlan):
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Take over what :meth:`on_save_checkpoint` added."""
+        """Restore what :meth:`on_save_checkpoint` added."""
         state = checkpoint["plan"]
         self.level = state["level"]
         if self.level is not None:
@@ -332,12 +333,12 @@ class CplMixPlan(TrainingPlan):
         self._last_good.n_rollbacks, self._last_good.best = int(state["n_rollbacks"]), float(state["best"])
 
     def on_fit_end(self) -> None:
-        """Leave the module as inference expects it."""
+        """Leave the module in the state that inference expects."""
         super().on_fit_end()
         self._leave()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Leave the module so too where the training fails: Lightning tells callbacks of that, and not the plan."""
+        """Add a callback that resets the module if training fails, of which Lightning does not notify the plan."""
         return [*super().configure_callbacks(), _LeaveOnException()]
 
     def _leave(self) -> None:
@@ -348,17 +349,17 @@ class CplMixPlan(TrainingPlan):
             self.module.augmenter = self._own_augmenter.pop()
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        """Terms of the loss on the cells themselves."""
+        """Compute the terms of the loss on the cells themselves."""
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         self._accumulate(output, "validation")
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means."""
+        """Log the means over the epoch."""
         super().on_train_epoch_end()
         self._log_epoch("train")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch's means."""
+        """Log the means over the epoch."""
         super().on_validation_epoch_end()
         self._log_epoch("validation")
 

@@ -34,33 +34,33 @@ _PRIOR_CELLS = 5.0
 
 @dataclass(frozen=True)
 class HalfFits:
-    """Labels of cells by fits to halves of the data.
+    """Labels of cells according to fits to halves of the data.
 
     Attributes
     ----------
     rows
         Rows of the cells in their AnnData, ``(n,)``.
     labels
-        Categories, each fit in an order of its own, ``(n_fits, n)``.
+        Categories, in a different order for each fit, ``(n_fits, n)``.
     """
 
     rows: np.ndarray
     labels: np.ndarray
 
     def found_again(self, final: np.ndarray, n_categories: int) -> np.ndarray:
-        r"""Share of each category's cells that a fit to half of the data puts into the same one.
+        r"""Share of each category's cells that a fit to half of the data puts into the same category.
 
         .. math:: r_k = \frac{\sum_f |k \cap \pi_f(k)| + m\,\bar r}{F\,|k| + m}
 
-        with :math:`\pi_f` the one-to-one matching of fit :math:`f` that keeps most cells together, :math:`\bar r` the
-        share over all cells and :math:`m = 5`.
+        with :math:`\pi_f` the one-to-one matching of fit :math:`f` that keeps the most cells together, :math:`\bar r`
+        the share over all cells, and :math:`m = 5`.
 
         Parameters
         ----------
         final
-            Categories of the cells in the order of ``rows``, ``(n,)``.
+            Categories of the cells, in the order of ``rows``, ``(n,)``.
         n_categories
-            ``K``.
+            Number of categories ``K``.
 
         Returns
         -------

@@ -14,17 +14,30 @@ MAX_EPOCHS_AFTER_START = 200
 
 
 def default_batch_size(n_cells: int) -> int:
-    """Minibatch size: 128, less on data sets so small that an epoch would have fewer than four steps."""
-    return int(min(128, max(16, n_cells // 4)))
-
-
-def default_max_epochs(n_cells: int, batch_size: int, *, warm_start: bool = True) -> int:
-    """Epochs that give about 2,500 optimiser steps; after a warm start 1,250, or 20 epochs if these are more steps.
+    """Default minibatch size: 128, or less for data sets so small that an epoch would have fewer than four steps.
 
     Parameters
     ----------
     n_cells
-        Cells in training.
+        Number of training cells.
+
+    Returns
+    -------
+    int
+        ``n_cells // 4``, but at least 16 and at most 128.
+    """
+    return int(min(128, max(16, n_cells // 4)))
+
+
+def default_max_epochs(n_cells: int, batch_size: int, *, warm_start: bool = True) -> int:
+    """Number of epochs for about 2,500 optimiser steps; fewer after a warm start.
+
+    After a warm start, the number is that of 1,250 steps, or 20 epochs if those take more steps (up to 2,500 steps).
+
+    Parameters
+    ----------
+    n_cells
+        Number of training cells.
     batch_size
         Minibatch size.
     warm_start
@@ -33,7 +46,7 @@ def default_max_epochs(n_cells: int, batch_size: int, *, warm_start: bool = True
     Returns
     -------
     int
-        Between 10 and 1,000, at most 200 after a warm start.
+        Between 10 and 1,000; at most 200 after a warm start.
     """
     steps_per_epoch = max(1, math.ceil(n_cells / batch_size))
     n_steps, most = DEFAULT_STEPS, MAX_EPOCHS

@@ -30,7 +30,7 @@ _MARGIN = 0.03
 
 @dataclass(frozen=True)
 class Selection:
-    """How far independent halves of the data agree on different numbers of categories.
+    """How well independent halves of the data agree for different numbers of categories.
 
     Attributes
     ----------
@@ -38,18 +38,18 @@ class Selection:
         Indexed by ``n_categories``, ascending; means over pairs of fits:
 
         - ``score``: ``agreement`` plus a tenth of the logarithm of ``n_categories``, what more categories are worth;
-        - ``agreement``: share of cells in the same category, categories matched one-to-one;
+        - ``agreement``: share of cells in the same category, with categories matched one to one;
         - ``ari``: adjusted Rand index;
-        - ``similarity``: of a category to its partner (Jaccard index: cells in both over cells in either), mean over
+        - ``similarity``: Jaccard index of a category and its partner (cells in both over cells in either), mean over
           categories;
-        - ``n_stable``: categories with a similarity of at least 0.6.
+        - ``n_stable``: number of categories with a similarity of at least 0.6.
     """
 
     table: pd.DataFrame
 
     @property
     def n_categories(self) -> int:
-        """The number with the highest score."""
+        """Number of categories with the highest score."""
         return int(self.table["score"].idxmax())
 
 
@@ -65,42 +65,42 @@ def select_n_categories(
     start: str = "mixture",
     seed: int = 0,
 ) -> Selection:
-    r"""Find the number of categories on which independent halves of the data agree best.
+    r"""Find the number of categories for which independent halves of the data agree best.
 
-    A Poisson count split by fair coins gives two independent Poisson counts, so that two fits share no noise
+    Splitting a Poisson count by fair coin flips gives two independent Poisson counts, so that two fits share no noise
     (count splitting: Neufeld et al. 2024, Biostatistics 25:270). The score of a number :math:`K` is
     :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] + (1 - r)\log K` for the labels :math:`c_1, c_2` of two fits, matched
-    one-to-one, with :math:`r = 0.9`. Halves of the data that cut one of :math:`K` types of equal size alike in a share
-    :math:`r'` of its cells lose :math:`(1 - r') / K` of their agreement by that, and the logarithm grows by nearly
-    :math:`1 / K`: the cut is worth it where :math:`r' > r`, whatever the number of types.
+    one to one, with :math:`r = 0.9`. Suppose that both halves cut one of :math:`K` types of equal size in two, in the
+    same way for a share :math:`r'` of its cells. This costs them :math:`(1 - r') / K` of their agreement, while the
+    logarithm grows by nearly :math:`1 / K`: the cut is worthwhile if :math:`r' > r`, whatever the number of types.
 
     Parameters
     ----------
     values
-        Values of cells in random order, ``(n_cells, n_genes)``; the first 5,000 are used, or
-        12,000 images.
+        Values of cells in random order, ``(n_cells, n_genes)``; the first 5,000 are used, or 12,000 for images.
     on_counts
-        Whether they are counts, whose molecules are halved; else genes are.
+        Whether the values are counts, whose molecules are halved; otherwise the genes are halved.
     encode
-        What makes log values of a half; the values as they are if `None`.
+        Computes the log values of a half; if `None`, values are used as they are.
     batch
-        Batch codes, ``(n_cells,)``; one batch if `None`.
+        Batch codes, ``(n_cells,)``; a single batch if `None`.
     candidates
-        Numbers to try. By default numbers that grow by a fifth, up to a twentieth of the cells (at most 150) or until
-        three in a row are clearly worse than the best, and then those around the best.
+        Numbers to try. By default, numbers that grow by a fifth are tried up to a twentieth of the number of cells (at
+        most 150), or until three in a row are clearly worse than the best, and then numbers around the best.
     smallest
-        Smallest number that is tried by default, at least 2.
+        Smallest number to try by default, at least 2.
     n_splits
-        Pairs of halves.
+        Number of pairs of halves.
     start
-        What is fitted to halves, see :func:`~cplmixvi.train._views.fit_views`; ``"images"`` for images in their normal
-        form.
+        What is fitted to the halves, see :func:`~cplmixvi.train._views.fit_views`; ``"images"`` for images in their
+        normal form.
     seed
-        Source of all randomness.
+        Seed of all random numbers.
 
     Returns
     -------
     Selection
+        The scores, and the number of categories with the best one.
     """
     x = torch.as_tensor(values[: MAX_CELLS[start]], dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch[: MAX_CELLS[start]]

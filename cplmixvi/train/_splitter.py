@@ -37,16 +37,16 @@ class NumberedCells(Dataset):
 
 
 class CplMixSplitter(DataSplitter):
-    """scvi-tools' splitter with a training set of known cells that never ends in a batch of one.
+    """Data splitter of scvi-tools whose training cells are known by row and never leave a last minibatch of one cell.
 
-    A batch of one cell has no variance, on which batch normalisation raises in training. Where the training cells
-    would leave one over, the batch size is raised until they do not (by one, as a rule). Cells of a backed AnnData are
-    read in blocks, see :class:`~cplmixvi.train._loader.MixedBlocks`.
+    A minibatch of one cell has no variance, and batch normalisation raises an error on it in training. If the training
+    cells would leave one over, the batch size is increased until they do not (usually by one). Cells of a backed
+    AnnData are read in blocks, see :class:`~cplmixvi.train._loader.MixedBlocks`.
 
     Parameters
     ----------
     *args, **kwargs
-        Of :class:`scvi.dataloaders.DataSplitter`. In a training of several processes, ``batch_size`` is that of one.
+        Of :class:`scvi.dataloaders.DataSplitter`. If several processes train together, ``batch_size`` is that of one.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class CplMixSplitter(DataSplitter):
         self.data_loader_kwargs["batch_size"] = without_single_tail(self.n_train, batch_size)
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the cells, in the same way in all processes."""
+        """Split the cells, identically in all processes."""
         super().setup(stage)
         if n_processes() > 1:
             self.train_idx, self.val_idx, self.test_idx = same_everywhere((self.train_idx, self.val_idx, self.test_idx))
@@ -81,21 +81,21 @@ class CplMixSplitter(DataSplitter):
             self.data_loader_kwargs["batch_size"] = without_single_tail(own, batch_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Load the training cells with their rows in the AnnData."""
+        """Load the training cells together with their rows in the AnnData."""
         if is_on_disk(self.adata_manager):
             in_parts = bool(self.data_loader_kwargs.get("distributed_sampler"))
             return self._blocks(self.train_idx, in_parts=in_parts, drop_last=self.drop_last)
         return self._numbered(super().train_dataloader())
 
     def start_dataloader(self, n_cells: int, n_labels: int = 0) -> DataLoader:
-        """Load training cells in random order for what is fitted before the training, whatever this process trains on.
+        """Load training cells in random order for the fits before training, whichever cells this process trains on.
 
         Parameters
         ----------
         n_cells
-            Cells that are wanted, at least, if there are so many.
+            Minimum number of cells, if there are that many.
         n_labels
-            Labels, some cells of which are wanted too.
+            Number of labels; some cells of each are included as well.
         """
         if is_on_disk(self.adata_manager):
             codes = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).reshape(-1)
