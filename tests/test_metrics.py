@@ -230,3 +230,8 @@ def test_evaluate_collects_every_score():
     assert scores["expected_calibration_error"] == metrics.expected_calibration_error(correct, proba.max(axis=1))
     assert (scores["n_obs"], scores["n_types"], scores["n_categories"]) == (100, 3, 4)
     assert "brier" not in metrics.evaluate(y_true, y_pred)
+
+
+def test_a_confidence_for_every_cell_is_needed():
+    with pytest.raises(ValueError, match="confidence has 2 entries for 3 cells"):
+        metrics.evaluate(["a", "a", "b"], [0, 0, 1], confidence=[0.5, 0.5])

@@ -133,11 +133,11 @@ class Affine(Augmenter):
         r"""Images without the variation that copies introduce, as far as their moments reveal it.
 
         The centre of mass is moved to the middle, the slant :math:`\mu_{11}/\mu_{02}` is removed (as in the usual
-        deskewing of digits), and the root mean square distance from the centre is set to 15 % of the side. What copies
-        do not change is left alone: images are not moved if there is no translation, not scaled if there is no scale,
-        and not deslanted if there is neither shear nor rotation, or if rotations exceed 45 degrees. If rotations reach
-        180 degrees, an image is replaced by its mean over all rotations: every pixel takes the mean of the pixels at
-        the same distance from the middle.
+        deskewing of digits), and the root mean square distance from the centre, per axis, is set to 15 % of the side
+        (enlarging or shrinking by at most a factor of five). What copies do not change is left alone: images are not
+        moved if there is no translation, not scaled if there is no scale, and not deslanted if there is neither shear
+        nor rotation, or if rotations exceed 45 degrees. If rotations reach 180 degrees, an image is replaced by its
+        mean over all rotations: every pixel takes the mean of the pixels at the same distance from the middle.
 
         Parameters
         ----------

@@ -88,7 +88,7 @@ def evaluate(
     ------
     ValueError
         If the labels differ in length, no cell has a reference label, ``proba`` does not fit the cells and categories
-        or does not hold probabilities, or a confidence is outside [0, 1].
+        or does not hold probabilities, or a confidence is missing or outside [0, 1].
 
     Examples
     --------
@@ -114,7 +114,10 @@ def evaluate(
         if confidence is None:
             confidence = np.asarray(proba).max(axis=1)
     if confidence is not None:
-        claimed = np.asarray(pd.Series(confidence))[reference_mask(y_true, ignore)]
+        claimed, mask = np.asarray(pd.Series(confidence)), reference_mask(y_true, ignore)
+        if len(claimed) != len(mask):
+            raise ValueError(f"confidence has {len(claimed)} entries for {len(mask)} cells; give one for each.")
+        claimed = claimed[mask]
         correct = correct_cells(y_true, y_pred, ignore=ignore)
         scores["expected_calibration_error"] = _calibration.expected_calibration_error(correct, claimed)
     return scores
