@@ -34,25 +34,25 @@ class AugmenterMixin(Mixin):
         plan_kwargs: dict | None = None,
         **trainer_kwargs,
     ) -> None:
-        """Train the learned augmenter of a model made with ``augment="learned"``, alone or among others.
+        """Train the learned augmenter of a model created with ``augment="learned"``, alone or combined with others.
 
-        :meth:`train` does this by itself before the arms, where it was not done before. A further call goes on with the
-        generator as it is and a new discriminator.
+        :meth:`train` does this before it trains the arms, unless it has been done already. A further call continues
+        with the current generator and a new discriminator.
 
         Parameters
         ----------
         max_epochs
-            Epochs; by default as many as give about 2,500 steps.
+            Number of epochs; by default enough for about 2,500 steps.
         indices
             Cells to learn from; all if `None`.
         batch_size
-            Cells per step; :func:`cplmixvi.train.default_batch_size` by default.
+            Minibatch size; by default from :func:`cplmixvi.train.default_batch_size`.
         accelerator, devices
-            Passed to Lightning; ``"auto"`` uses a GPU where there is one.
+            Passed to Lightning; ``"auto"`` uses a GPU if available.
         plan_kwargs
-            Of :class:`cplmixvi.train.AugmenterPlan`: learning rate and weights of the losses.
+            Keyword arguments of :class:`cplmixvi.train.AugmenterPlan`: learning rate and weights of the losses.
         **trainer_kwargs
-            Of :class:`scvi.train.Trainer`: ``enable_progress_bar``, ``logger``, ...
+            Keyword arguments of :class:`scvi.train.Trainer`: ``enable_progress_bar``, ``logger``, ...
 
         Raises
         ------

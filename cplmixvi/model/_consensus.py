@@ -20,18 +20,18 @@ class Consensus:
     categories
         Names of all categories, shape ``(K,)``.
     counts
-        Cells per category of the averaged posterior, shape ``(K,)``.
+        Number of cells per category of the averaged posterior, shape ``(K,)``.
     matrix
-        ``(K, K)``; entry ``ij`` is the mean over arm pairs of the number of cells that one arm calls ``i`` and the
-        other ``j``, over the larger of the two totals. ``nan`` with one arm.
+        Shape ``(K, K)``; entry ``ij`` is the number of cells that one arm assigns to ``i`` and the other to ``j``,
+        divided by the larger of the two totals, as a mean over pairs of arms. ``nan`` with one arm.
     by_category
-        Diagonal of ``matrix``: 1 where the arms always agree. ``nan`` for categories that no arm uses.
+        Diagonal of ``matrix``: 1 if the arms always agree. ``nan`` for categories that no arm uses.
     by_arm
-        ``(n_arms, n_arms)``, share of cells with equal labels.
+        Fraction of cells with equal labels, shape ``(n_arms, n_arms)``.
     by_cell
-        ``(n_cells,)``, share of arm pairs that agree on the cell; ``nan`` with one arm.
+        Fraction of arm pairs that agree on the cell, shape ``(n_cells,)``; ``nan`` with one arm.
     labels
-        ``(n_cells, n_arms)``, integer label of every arm.
+        Integer label from each arm, shape ``(n_cells, n_arms)``.
     """
 
     categories: np.ndarray
@@ -44,14 +44,14 @@ class Consensus:
 
     @property
     def mean(self) -> float:
-        """Share of equal labels over cells and arm pairs; ``nan`` with one arm."""
+        """Fraction of equal labels over all cells and arm pairs; ``nan`` with one arm."""
         return float(np.mean(self.by_cell))
 
     @classmethod
     def from_labels(
         cls, labels: np.ndarray, final: np.ndarray, n_categories: int, names: np.ndarray | None = None
     ) -> Consensus:
-        """Compute every view of the agreement.
+        """Compute all measures of agreement from labels.
 
         Parameters
         ----------
@@ -62,7 +62,11 @@ class Consensus:
         n_categories
             ``K``.
         names
-            Of the categories, ``(K,)``; their index if `None`.
+            Names of the categories, shape ``(K,)``; their indices if `None`.
+
+        Returns
+        -------
+        Consensus
         """
         n_arms = labels.shape[1]
         # One arm has nobody to agree with: its agreement is unknown rather than perfect.

@@ -59,38 +59,37 @@ class CplMixVI(
     UnsupervisedTrainingMixin,
     BaseModelClass,
 ):
-    """Cell types and their continuous states from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
+    """Cell types and continuous states within each type from coupled mixture VAEs (cpl-mixVAE, arXiv 2007.09880).
 
-    Arms see different copies of a cell and must agree on its type. After :meth:`train` look at :meth:`report` first.
-    :meth:`predict` gives types, :meth:`get_state` states, :meth:`get_consensus` how far arms agree, :meth:`get_novelty`
-    how unlike the training cells new ones are; :func:`cplmixvi.tl.annotate` writes types and states into the AnnData.
+    The arms see different copies of a cell and must agree on its type. After :meth:`train`, read :meth:`report` first.
+    :meth:`predict` returns types, :meth:`get_state` states, :meth:`get_consensus` the agreement of the arms and
+    :meth:`get_novelty` how unlike the training cells new ones are; :func:`cplmixvi.tl.annotate` writes types and states
+    to AnnData.
 
     Parameters
     ----------
     adata
-        Cells that :meth:`setup_anndata` was called on.
+        AnnData that was registered with :meth:`setup_anndata`.
     n_categories
-        Number of types ``K``, at least the number of labels. `None` or ``"auto"`` finds it when the model is trained,
-        see :meth:`select_n_categories`. Categories that no cell chooses are reported as unused.
-    n_state
-        Number of state dimensions ``S``.
-    n_arms
-        Number of arms ``A``; two or more give a consensus.
+        Number of categories (cell types) ``K``, at least the number of labels. With `None` or ``"auto"``, it is
+        determined during training, see :meth:`select_n_categories`. Categories without cells are reported as unused.
+    n_state, n_arms
+        Number ``S`` of state dimensions and number ``A`` of arms; a consensus requires two or more arms.
     likelihood
-        ``"nb"``, ``"zinb"`` or ``"poisson"`` on raw counts; ``"normal"`` or ``"mse"`` on log values;
-        ``"bernoulli"`` on values in ``[0, 1]``.
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for raw counts; ``"normal"`` or ``"mse"`` for log values; ``"bernoulli"``
+        for values in ``[0, 1]``.
     augment
-        How the arms' copies differ: ``"auto"`` (thinning on counts, else masking), ``"thin"``, ``"mask"``,
-        ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that types must not follow),
-        ``"learned"`` (:meth:`train_augmenter`), ``"affine"`` (images), ``"none"``; several of these joined by ``"+"``;
-        an :class:`~cplmixvi.augment.Augmenter`; or a list of those.
+        How the copies seen by the arms differ: ``"auto"`` (thinning for counts, otherwise masking), ``"thin"``,
+        ``"mask"``, ``"noise"``, ``"neighbours"``, ``"across=KEY"`` (a condition in ``obs`` that cell types must not
+        follow), ``"learned"`` (see :meth:`train_augmenter`), ``"affine"`` (for images), ``"none"``; several of these
+        joined by ``"+"``; an :class:`~cplmixvi.augment.Augmenter`; or a list of these.
     allow_empty_cells
-        Whether a cell may be zero in every gene; by default only under ``"bernoulli"``.
+        Whether cells with zeros in all genes are accepted; by default only with ``"bernoulli"``.
     registry
         Registry of a saved model or of a data module, for use without an AnnData.
     **module_kwargs
-        Of :class:`~cplmixvi.module.CplMixVAE`: ``n_hidden``, ``n_layers``, ``temperature``, ``hard``, ``beta``,
-        ``distance``, ``lam``, ``epsilon``, ...
+        Keyword arguments of :class:`~cplmixvi.module.CplMixVAE`: ``n_hidden``, ``n_layers``, ``temperature``, ``hard``,
+        ``beta``, ``distance``, ``lam``, ``epsilon``, ...
 
     Raises
     ------
@@ -209,25 +208,25 @@ class CplMixVI(
         %(param_layer)s
         %(param_batch_key)s
         labels_key
-            Column of ``obs`` with the types of some cells, or of all; never needed. Labels guide the categories: each
-            is a category of its own, with the label's name, and the others are left to types without labels. Leave it
-            out if labels are for scoring only. New cells that a trained model is given need no labels.
+            Column of ``obs`` with the cell types of some or all cells; optional. Labels guide the categories: each
+            label becomes a category of the same name, and the remaining categories are left to unlabelled cell types.
+            Leave it out if labels are only for evaluation. New cells passed to a trained model need no labels.
         %(param_cat_cov_keys)s
         %(param_cont_cov_keys)s
         %(param_size_factor_key)s
         unlabeled_category
-            What cells without a label are called in ``labels_key``; missing values are none either.
+            Value of ``labels_key`` that marks unlabelled cells; cells with a missing value are unlabelled too.
 
         Raises
         ------
         ValueError
-            If there are no cells or genes, a layer or column does not exist, a cell has no value in a column other than
-            that of the labels, or a label is called "unassigned".
+            If there are no cells or genes, a layer or column does not exist, a column other than that of the labels has
+            missing values, or a label is called "unassigned".
 
         Warns
         -----
         UserWarning
-            If there is a ``labels_key`` but no cell has a label.
+            If ``labels_key`` is given but no cell has a label.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         pp.check_setup(
@@ -273,51 +272,51 @@ class CplMixVI(
         resume: str | Path | None = None,
         **kwargs,
     ) -> None:
-        """Train the arms together, after finding the number of categories where none was given.
+        """Train all arms jointly, after determining the number of categories if none was given.
 
-        A training that fails or is interrupted leaves the model as it was before; with checkpoints it can go on.
+        If training fails or is interrupted, the model is left as it was before; with checkpoints, it can be resumed.
 
         Parameters
         ----------
         max_epochs
-            Epochs; by default :func:`cplmixvi.train.default_max_epochs`, where a ``datamodule`` has ``n_obs``.
+            Number of epochs; by default :func:`cplmixvi.train.default_max_epochs`, if a ``datamodule`` has ``n_obs``.
         accelerator, devices
-            Passed to Lightning; ``"auto"`` uses one GPU where there is one. Several train together, each in a process.
+            Passed to Lightning; ``"auto"`` uses one GPU if available. Several train together, in one process each.
         train_size
-            Share of cells to train on. All by default: types are found in the cells that are trained on, and the
-            rarest may have a dozen. Early stopping and validation need a share below 1 (0.9 if not given).
+            Fraction of cells to train on. All by default, because cell types are found among the training cells and the
+            rarest may have only a dozen. Early stopping and validation need a fraction below 1 (0.9 if not given).
         batch_size
-            Cells per step and process; :func:`cplmixvi.train.default_batch_size` by default.
+            Minibatch size per process; by default from :func:`cplmixvi.train.default_batch_size`.
         warm_start
-            Start the arms from the categories on which several views of the data agree, and keep them near these.
-            By default when the model is trained for the first time. `False`, together with
+            Start the arms from the categories on which several views of the data agree, and keep them close to these.
+            Default for the first training of a model. `False`, together with
             ``CplMixVI(..., distance="perturbed", epsilon=None)``, gives the paper's objective alone. Labels guide the
-            arms either way: without a start, the cells that have one add its cross-entropy to the objective.
+            arms in any case: without a warm start, the cross-entropy of labelled cells is added to the objective.
         find_condition
-            Whether a warm start looks for a condition that no column of ``obs`` has: two levels of one shift that cells
-            of all types share, such as a treatment. If there is one, copies of a cell are of both levels, so that types
-            do not follow it; see :attr:`condition_`. Not if ``augment`` names a condition or replaces cells.
+            Whether a warm start searches for a condition that no column of ``obs`` has: two levels of one shift shared
+            by cells of all types, such as a treatment. If there is one, copies of a cell are of both levels, so that
+            types do not follow it; see :attr:`condition_`. Skipped if ``augment`` names a condition or replaces cells.
         plan_kwargs
-            Of :class:`cplmixvi.train.CplMixPlan`.
+            Keyword arguments of :class:`cplmixvi.train.CplMixPlan`.
         checkpoint_dir, checkpoint_every
-            Folder for saved models with the state of the training, and epochs between two (a twentieth by default).
+            Folder for saved models with the state of training, and epochs between them (by default a twentieth).
         resume
-            Folder of checkpoints of a training that did not end. It goes on there from the last one, with the arguments
-            it had, and ends with the weights that it would have had. The model must be made as it was then.
+            Folder with checkpoints of an unfinished training. It continues from the last one with its original
+            arguments and ends with the weights of an uninterrupted run. The model must be created as it was then.
         **kwargs
-            Of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``deterministic=True`` (the
-            same seed gives the same result on a GPU too; slower, an error where torch has no such algorithm), ...
+            See :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`: ``early_stopping``, ``deterministic=True`` (the
+            same seed gives the same result on a GPU too; slower, and an error if torch has no such algorithm), ...
 
         Raises
         ------
         ValueError
-            If fewer than two cells are left, the cells lack what the augmenter looks at, the training diverges at any
-            rate, or there is nothing of this model to resume.
+            If fewer than two cells are left, the cells lack what the augmenter needs, training diverges at every
+            learning rate, or there is no checkpoint of this model to resume.
 
         Warns
         -----
         UserWarning
-            If the fit is unsound, see :meth:`report`, or diverged on the way and went on at a lower rate.
+            If the fit is unsound, see :meth:`report`, or if training diverged and continued at a lower learning rate.
         """
         given = {"max_epochs": max_epochs, "train_size": train_size, "batch_size": batch_size, **kwargs}
         given |= {"accelerator": accelerator, "devices": devices, "plan_kwargs": dict(plan_kwargs or {})}

@@ -27,23 +27,23 @@ _REPORT_CELLS = 5_000
 
 @dataclass(frozen=True)
 class Posterior:
-    """Posterior of a set of cells from one pass over them.
+    """Posterior of a set of cells, computed in one pass over them.
 
     Attributes
     ----------
     proba
-        Mean of the arms' q(c|x), no more certain than fits to halves of the data allow (see
-        :attr:`~cplmixvi.CplMixVI.calibration_`), shape ``(n_cells, K)``; CSR of the largest of every cell where only
-        these were wanted.
+        Mean of the arms' q(c|x), shape ``(n_cells, K)``, no more certain than fits to halves of the data justify (see
+        :attr:`~cplmixvi.CplMixVI.calibration_`); a CSR matrix with the largest probabilities of each cell if only these
+        were requested.
     category, confidence
-        The most probable category and its probability, each of shape ``(n_cells,)``.
+        Most probable category and its probability, each of shape ``(n_cells,)``.
     labels
-        Label of every arm, shape ``(n_cells, n_arms)``.
+        Label assigned by each arm, shape ``(n_cells, n_arms)``.
     state, state_variance
-        Mean and variance of q(s|c,x) at the most probable category of ``proba``, in common coordinates of the arms
+        Mean and variance of q(s|c,x) at the most probable category of ``proba``, in the coordinates shared by all arms
         (see :class:`~cplmixvi.module.StateAlignment`), shape ``(n_cells, n_arms, n_state)``.
     combined, combined_variance
-        The same of the even mixture of the arms, shape ``(n_cells, n_state)``.
+        Mean and variance of the equally weighted mixture of the arms, shape ``(n_cells, n_state)``.
     """
 
     proba: np.ndarray | sparse.csr_matrix
@@ -61,17 +61,17 @@ class GettersMixin(Mixin):
 
     @property
     def label_names(self) -> list[str]:
-        """Labels that some cell has, each of them a category; none without ``labels_key``."""
+        """Labels that at least one cell has, each of which is a category; empty without ``labels_key``."""
         return registered_labels(self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"])
 
     @property
     def n_labels(self) -> int:
-        """Number of labels, the least number of categories; 0 without ``labels_key``."""
+        """Number of labels, the smallest allowed number of categories; 0 without ``labels_key``."""
         return len(self.label_names)
 
     @property
     def category_names(self) -> np.ndarray:
-        """Names of the categories, ``(K,)``: the labels first, then the index in the model of each other one."""
+        """Names of the categories, shape ``(K,)``: labels first, then the index in the model of all others."""
         return category_names(self.n_categories, self.label_names)
 
     @torch.inference_mode()
@@ -84,22 +84,22 @@ class GettersMixin(Mixin):
         top_k: int | None = None,
         calibrated: bool = True,
     ) -> Posterior:
-        """Everything that the getters below are made of, from one pass over the cells.
+        """Everything that the other getters are computed from, in one pass over the cells.
 
         Parameters
         ----------
         adata
-            Cells with the genes that the model was set up with, in any order. The model's own if `None`.
+            Cells with the genes that the model was set up with, in any order. The model's own cells if `None`.
         indices
             Cells to use; all if `None`.
         batch_size
-            Cells per pass; ``scvi.settings.batch_size`` if `None`.
+            Minibatch size; ``scvi.settings.batch_size`` if `None`.
         top_k
-            Keep so many probabilities of every cell, the largest; all if `None`. With thousands of categories or
-            millions of cells, all take more memory than everything else.
+            Number of probabilities to keep per cell, the largest ones; all if `None`. With thousands of categories or
+            millions of cells, all probabilities take more memory than everything else.
         calibrated
-            Whether probabilities say no more than fits to halves of the data allow (see :attr:`calibration_`), or all
-            that the arms say.
+            If `True`, probabilities are no more certain than fits to halves of the data justify (see
+            :attr:`calibration_`); if `False`, they are as certain as the arms are.
 
         Returns
         -------
@@ -157,20 +157,20 @@ class GettersMixin(Mixin):
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray | pd.DataFrame:
-        """Category of every cell, from the average of the arms' posteriors.
+        """Predict the category of each cell from the average posterior of the arms.
 
         Parameters
         ----------
         adata, indices, batch_size
             See :meth:`get_posterior`.
         soft
-            Return probabilities instead of labels.
+            Return probabilities instead of category names.
 
         Returns
         -------
         numpy.ndarray or pandas.DataFrame
-            Names of the categories, shape ``(n_cells,)``, dtype object; or with ``soft`` a frame of shape
-            ``(n_cells, K)`` with cells as index and categories as columns.
+            Category names, shape ``(n_cells,)``, dtype object; with ``soft``, a data frame of shape ``(n_cells, K)``
+            with cells as rows and categories as columns.
         """
         posterior = self.get_posterior(adata, indices, batch_size, top_k=None if soft else 1)
         names = self.category_names
@@ -207,7 +207,7 @@ class GettersMixin(Mixin):
     def report(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
     ) -> Report:
-        """Say whether the fit is sound: categories used, certainty, agreement of the arms, signs of collapse.
+        """Assess whether the fit is sound: categories used, certainty, agreement of the arms, signs of collapse.
 
         Parameters
         ----------
@@ -217,7 +217,7 @@ class GettersMixin(Mixin):
         Returns
         -------
         Report
-            Prints as sentences; ``sound`` and ``problems`` are for programs.
+            Prints as sentences; ``sound`` and ``problems`` are for use in code.
         """
         posterior = self.get_posterior(adata, indices, batch_size, calibrated=False)
         found_again = None if self.calibration_ is None else self.calibration_["found_again"]

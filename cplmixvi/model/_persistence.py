@@ -55,32 +55,29 @@ class PersistenceMixin(Mixin):
         datamodule: object = None,
         **anndata_write_kwargs,
     ) -> None:
-        """Save the model: weights and arrays as safetensors, all else as JSON, and a page that says what it is.
+        """Save the model: weights and arrays as safetensors, everything else as JSON, and a model card.
 
-        The folder is there whole or not at all; on failure an existing one is as it was.
+        The folder is written completely or not at all; if saving fails, an existing folder is left unchanged.
 
         Parameters
         ----------
-        dir_path
-            Folder.
-        prefix
-            Goes before the names of the files.
+        dir_path, prefix
+            Folder to write, and prefix of the file names.
         overwrite
-            Replace a model that is in the folder, with its cells; other files stay. If `False`, the folder must not
-            exist.
+            Replace a model in the folder, with its cells; keep other files. If `False`, the folder must not exist.
         save_anndata
-            Save the cells too, as ``adata.h5ad``.
+            Also save the cells, as ``adata.h5ad``.
         save_kwargs, legacy_mudata_format, datamodule
-            Of scvi-tools, without a meaning here; `None` or `False`.
+            Arguments of scvi-tools that have no meaning here; leave them at `None` or `False`.
         **anndata_write_kwargs
-            Of :meth:`anndata.AnnData.write_h5ad`.
+            Keyword arguments of :meth:`anndata.AnnData.write_h5ad`.
 
         Raises
         ------
         ValueError
-            If the folder exists, there are no cells to save, or the model has something that a file cannot hold.
+            If the folder exists, there are no cells to save, or the model contains something that a file cannot store.
         OSError
-            If it cannot be written.
+            If the folder cannot be written.
         """
         if save_kwargs or datamodule is not None:
             raise ValueError(
@@ -135,24 +132,23 @@ class PersistenceMixin(Mixin):
         datamodule: object = None,
         allowed_classes_names_list: list[str] | None = None,
     ):
-        """Load a model that :meth:`save` wrote. Nothing that is in the files is run, whoever made them.
+        """Load a model written by :meth:`save`. Nothing in the files is executed, whoever made them.
 
         Parameters
         ----------
         dir_path
-            Folder.
+            Folder to read.
         adata
-            Cells with the model's genes in the model's order; they need not be set up. `None` for the cells that were
-            saved with the model, if any; `False` for none.
+            Cells with the model's genes in the model's order; they need not be set up. `None` uses the cells that were
+            saved with the model, if any; `False` uses none.
         accelerator, device
-            Where the model is put: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"gpu"`` or ``"mps"``, and
-            the number of the device.
+            Device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"gpu"`` or ``"mps"``, and the number of the device.
         prefix
-            Goes before the names of the files.
+            Prefix of the file names.
         backup_url, datamodule
-            Of scvi-tools; not supported.
+            Arguments of scvi-tools; not supported.
         allowed_classes_names_list
-            Names of other model classes that may be in the file.
+            Names of other model classes that the file may contain.
 
         Returns
         -------
@@ -161,15 +157,15 @@ class PersistenceMixin(Mixin):
         Raises
         ------
         ModelFileError
-            A ValueError. If there is no model in the folder, a file is missing, damaged, a pickle or of a newer
-            version, or its weights are not those of the model.
+            A ValueError. If the folder contains no model, a file is missing, damaged, a pickle or of a newer version,
+            or the weights do not belong to the model.
         ValueError
             If the cells have other genes, or values that the model cannot read.
 
         Warns
         -----
         UserWarning
-            If no cells were given, and none were saved.
+            If no cells were given and none were saved.
         """
         if backup_url is not None or datamodule is not None:
             raise ValueError("backup_url and datamodule are not supported; download the folder first, and load it.")
@@ -205,7 +201,7 @@ class PersistenceMixin(Mixin):
         return saved
 
     def without_cells(self):
-        """Get a copy of the model that has no AnnData, as :meth:`load` with ``adata=False`` would.
+        """Copy the model without its AnnData, equivalent to :meth:`load` with ``adata=False``.
 
         Returns
         -------
@@ -246,12 +242,16 @@ class PersistenceMixin(Mixin):
 
     @staticmethod
     def load_registry(dir_path: str, prefix: str | None = None) -> dict:
-        """Registry of a saved model: what :meth:`setup_anndata` found in the cells.
+        """Read the registry of a saved model: what :meth:`setup_anndata` found in the cells.
 
         Parameters
         ----------
         dir_path, prefix
             See :meth:`load`.
+
+        Returns
+        -------
+        dict
 
         Raises
         ------
@@ -271,7 +271,7 @@ class PersistenceMixin(Mixin):
 
     @staticmethod
     def view_setup_args(dir_path: str, prefix: str | None = None) -> None:
-        """Show the arguments of :meth:`setup_anndata` that a saved model was made with; see :meth:`load_registry`."""
+        """Print the :meth:`setup_anndata` arguments of a saved model; parameters as for :meth:`load_registry`."""
         # scvi-tools uses this module without importing it.
         import_module("rich.pretty")
         AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path, prefix))
@@ -287,7 +287,7 @@ class PersistenceMixin(Mixin):
         trusted: bool = False,
         **save_kwargs,
     ) -> None:
-        """Write a model that was saved as ``model.pt``, a pickle, as a folder that :meth:`load` reads.
+        """Convert a model that was saved as ``model.pt``, a pickle, to a folder that :meth:`load` reads.
 
         Parameters
         ----------
@@ -296,14 +296,14 @@ class PersistenceMixin(Mixin):
         output_dir_path, overwrite, prefix
             See :meth:`save`.
         trusted
-            Whether you know where the file is from. Reading it may run whatever its author wished.
+            Whether you know where the file comes from. Reading it may run any code that its author put there.
         **save_kwargs
-            Of :meth:`save`.
+            Keyword arguments of :meth:`save`.
 
         Raises
         ------
         ValueError
-            If it is not said to be trusted, or there is no such file.
+            If ``trusted`` is `False`, or there is no such file.
         """
         if not trusted:
             raise ValueError(
@@ -314,12 +314,12 @@ class PersistenceMixin(Mixin):
         model.save(output_dir_path, prefix=prefix, overwrite=overwrite, **save_kwargs)
 
     def card(self) -> str:
-        """Page that says what the model is: what it was trained on and how, with what success, and with which versions.
+        """Model card: what the model was trained on, how, with what result, and with which package versions.
 
         Returns
         -------
         str
-            Markdown, as :meth:`save` writes to ``model_card.md``.
+            Markdown, as written to ``model_card.md`` by :meth:`save`.
 
         Examples
         --------

@@ -33,38 +33,40 @@ class QueryMixin(Mixin):
         accelerator: str = "auto",
         device: int | str = "auto",
     ):
-        """Get a model for cells of new batches, as :meth:`scvi.model.base.ArchesMixin.load_query_data` does.
+        """Create a model for cells of new batches, like :meth:`scvi.model.base.ArchesMixin.load_query_data`.
 
-        It has the types of the reference, under their names, and says of cells of the reference's batches what the
-        reference says. Only weights of the new batches learn, when :meth:`train` is called: what a batch adds to the
-        first layers of encoders and decoders. They begin as the mean of the known batches, and the mean that the arms'
-        linear paths take out as the mean difference of the new cells from what the decoders expect of them.
+        It has the categories of the reference model, under the same names, and gives the same results as the reference
+        for cells of the reference's batches. When :meth:`train` is called, only the weights of the new batches are
+        trained: what a batch adds to the first layers of encoders and decoders. They start at the mean over the known
+        batches, and the mean that the arms' linear paths subtract is shifted by the mean difference between the new
+        cells and what the decoders expect of them.
 
         Parameters
         ----------
         adata
-            Cells with the genes and columns of the reference's, at least one of them of a new batch. They are set up
-            here. A type that the reference does not have is not found in them, see :meth:`get_novelty`.
+            Cells with the genes and columns of the reference, at least one of them from a new batch. They are set up
+            here. A cell type that the reference does not have is not found in them, see :meth:`get_novelty`.
         reference_model
-            Trained model, or a folder that :meth:`save` wrote.
+            Trained model, or a folder written by :meth:`save`.
         inplace_subset_query_vars
-            Bring the genes of ``adata`` into the model's order, and drop others. If `False`, they must be so.
+            Bring the genes of ``adata`` into the model's order and drop all others, in place. If `False`, they must
+            match already.
         accelerator, device
             See :meth:`load`.
 
         Returns
         -------
         CplMixVI
-            To be trained; by default without a warm start. Coordinates of states, and what novelty is measured by,
-            are those of the reference.
+            Still to be trained, by default without a warm start. The coordinates of states, and the distances that
+            novelty is measured against, are those of the reference.
 
         Raises
         ------
         ModelFileError
             A ValueError. See :meth:`load`.
         ValueError
-            If the reference was not trained, or set up without batches; if the cells are of no new batch, lack genes
-            or columns, or have values that the model cannot read.
+            If the reference was not trained, or was set up without batches; if the cells are from no new batch, lack
+            genes or columns, or have values that the model cannot read.
 
         Examples
         --------

@@ -24,21 +24,21 @@ class Report:
     Attributes
     ----------
     n_categories, n_used
-        Categories asked for and categories that some cell chose.
+        Number of categories requested, and number of categories that contain at least one cell.
     entropy
-        Mean entropy of the averaged posterior as a share of :math:`\log K`: 0 certain, 1 no answer at all.
+        Mean entropy of the averaged posterior as a fraction of :math:`\log K`: 0 means certain, 1 means no information.
     agreement
-        Share of equal labels over cells and pairs of arms; ``nan`` with one arm.
+        Fraction of equal labels over all cells and pairs of arms; ``nan`` with one arm.
     weakest
         Name and consensus of the used category on which the arms agree least; `None` with one arm.
     problems
         One sentence for each sign of an unsound fit.
     condition
-        Share of the cells on the upper level of a condition that training found; `None` if there is none.
+        Fraction of the cells on the upper level of a condition found during training; `None` if there is none.
     found_again
-        Share of the cells that fits to half of the data put into the same category; ``nan`` if there were none.
+        Fraction of the cells that fits to half of the data put into the same category; ``nan`` without such fits.
     least_found
-        Name and share of the used category that they find least; `None` if there were none.
+        Name and fraction of the used category that these fits recover least; `None` without such fits.
     """
 
     n_categories: int
@@ -91,18 +91,22 @@ class Report:
         names: np.ndarray | None = None,
         found_again: np.ndarray | None = None,
     ) -> Report:
-        """Judge a posterior.
+        """Assess a posterior.
 
         Parameters
         ----------
         proba
-            Averaged posterior, ``(n_cells, K)``.
+            Averaged posterior, shape ``(n_cells, K)``.
         labels
-            Labels of the arms, ``(n_cells, n_arms)``.
+            Labels from the arms, shape ``(n_cells, n_arms)``.
         names
-            Of the categories, ``(K,)``; their index if `None`.
+            Names of the categories, shape ``(K,)``; their indices if `None`.
         found_again
-            Share of each category's cells that fits to half of the data put into the same one, ``(K,)``.
+            Fraction of each category's cells that fits to half of the data put into the same category, shape ``(K,)``.
+
+        Returns
+        -------
+        Report
         """
         n_categories = proba.shape[1]
         names = category_names(n_categories) if names is None else names

@@ -31,7 +31,7 @@ class SelectionMixin(Mixin):
 
     @property
     def selection(self) -> Selection | None:
-        """What :meth:`select_n_categories` found last; `None` where the number was given."""
+        """Result of the last :meth:`select_n_categories`; `None` if the number of categories was given."""
         if self.selection_ is None:
             return None
         table = pd.DataFrame(self.selection_).set_index("n_categories")
@@ -41,23 +41,24 @@ class SelectionMixin(Mixin):
     def select_n_categories(self, candidates: Sequence[int] | None = None, *, seed: int | None = None) -> Selection:
         """Find the number of categories on which independent halves of the data agree best.
 
-        The cells are halved, and the molecules of every cell too (or the genes, where values are not counts). A mixture
-        is fitted to each half, and the labels that both give to all cells are compared. :meth:`train` does this by
-        itself where the model was made without a number of categories, and takes what was found where it was called
-        before.
+        The cells are split in half, and so are the molecules of each cell (or the genes, if values are not counts). A
+        mixture is fitted to each half, and the labels that the two mixtures give to all cells are compared.
+        :meth:`train` calls this method if the model was created without a number of categories, and uses the result of
+        an earlier call if there is one.
 
         Parameters
         ----------
         candidates
-            Numbers to try, each from 2 (or the number of labels, if more) to the number of cells; if `None`, as many as
-            are worth trying.
+            Numbers to try, each from 2 (or the number of labels, if larger) to the number of cells; if `None`, as many
+            as are worth trying.
         seed
-            Source of all randomness; drawn from the global generator if `None`, so that ``scvi.settings.seed`` decides.
+            Seed of all random numbers; drawn from the global generator if `None`, so that it is determined by
+            ``scvi.settings.seed``.
 
         Returns
         -------
         Selection
-            The number, and a table of all that were tried. Kept as ``model.selection``.
+            The number of categories and a table of all numbers tried. Also stored as ``model.selection``.
 
         Raises
         ------
@@ -67,7 +68,7 @@ class SelectionMixin(Mixin):
         Warns
         -----
         UserWarning
-            If halves of the data hardly agree, whatever the number.
+            If the halves hardly agree for any number of categories.
 
         Examples
         --------

@@ -23,15 +23,15 @@ MAX_COVARIATE_CELLS = 100
 
 @dataclass(frozen=True)
 class Decoded:
-    """What cells with given states are expected to look like.
+    """Expected values of cells with given states.
 
     Attributes
     ----------
     expression
-        Expected values, mean over arms and covariates, shape ``(n_states, n_genes)``: counts at the library size, log
-        values or probabilities, as the likelihood has them.
+        Expected values, averaged over arms and covariates, shape ``(n_states, n_genes)``: counts at the library size,
+        log values or probabilities, depending on the likelihood.
     flips
-        Share of re-encoded cells that get another category, shape ``(n_states,)``.
+        Fraction of re-encoded cells that are assigned to another category, shape ``(n_states,)``.
     """
 
     expression: np.ndarray
@@ -50,28 +50,28 @@ class StatesMixin(Mixin):
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Posterior mean of the continuous state within each cell's category.
+        """Posterior mean of the continuous state, given each cell's category.
 
-        Arms have coordinates of their own. They are brought to common ones by maps that were found once, on the
-        training cells, and are saved with the model, so that new cells get the same coordinates; see
-        :class:`~cplmixvi.module.StateAlignment`. A dimension goes with the same genes in all categories, as far as they
-        have such genes. Dimensions share as little information as can be, and cells of a type vary most in the first.
-        ``get_latent_representation``, of scvi-tools, gives arm 0 in coordinates of its own.
+        Each arm has its own coordinates. They are mapped to shared coordinates by transformations that are fitted once,
+        on the training cells, and saved with the model, so that new cells get the same coordinates; see
+        :class:`~cplmixvi.module.StateAlignment`. A dimension is associated with the same genes in all categories, as
+        far as the categories have such genes. Dimensions share as little information as possible, and cells of a type
+        vary most along the first. ``get_latent_representation`` from scvi-tools returns arm 0 in its own coordinates.
 
         Parameters
         ----------
         adata, indices, batch_size
             See :meth:`get_posterior`.
         arm
-            State of this arm; of the even mixture of all arms if `None`.
+            State of this arm; of the equally weighted mixture of all arms if `None`.
         return_variance
-            Return the posterior variances too. Those of the mixture contain what the arms disagree on.
+            Also return the posterior variances. Those of the mixture include the disagreement between arms.
 
         Returns
         -------
         numpy.ndarray or tuple
             Shape ``(n_cells, n_state)``, float32, in units of the standard deviation of arm 0's prior; with
-            ``return_variance`` the means and the variances.
+            ``return_variance``, a tuple of means and variances.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class StatesMixin(Mixin):
     def get_state_activity(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
     ) -> pd.DataFrame:
-        r"""How much each category uses each dimension of the state.
+        """How strongly each category uses each dimension of the state.
 
         Parameters
         ----------
@@ -101,13 +101,14 @@ class StatesMixin(Mixin):
         -------
         pandas.DataFrame
             One row per used category and dimension: ``category``, ``dimension`` (from 1), ``n_cells``,
-            ``variance_share`` (variance over the category's cells of the combined posterior means, relative to the
-            prior's: near 0 where a dimension is not used), ``uncertainty`` (mean of the combined posterior variances
-            relative to the prior's), ``kl`` (mean divergence of the combined posterior, taken as a Gaussian, from the
-            prior, nats) and ``shared`` (whether the dimension is the same thing as in the other categories: cosine of
-            the training cells' covariances of state and genes with those in all others together; near 1 where the
-            same genes go with it in the same direction, near 0 where it means something else, and 0 with a single
-            used category; ``nan`` if the model was saved before there was such a measure).
+            ``variance_share`` (variance of the combined posterior means over the category's cells, relative to the
+            variance of the prior: near 0 if the dimension is not used), ``uncertainty`` (mean of the combined posterior
+            variances, relative to the variance of the prior), ``kl`` (mean KL divergence, in nats, of the combined
+            posterior, treated as a Gaussian, from the prior) and ``shared`` (whether the dimension means the same as in
+            the other categories: cosine similarity between the category's covariances of state and genes over the
+            training cells and those of all other categories together; near 1 if the same genes change with it in the
+            same direction, near 0 if it means something else, and 0 if only one category is used; ``nan`` if the model
+            was saved before this measure existed).
         """
         posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         return activity_table(
@@ -130,21 +131,22 @@ class StatesMixin(Mixin):
         library_size: float | None = None,
         n_draws: int = 0,
     ) -> Decoded:
-        """What cells of a category would express in given states, and whether they would keep the category.
+        """Expected expression of cells of a category in given states, and whether they would keep the category.
 
         Parameters
         ----------
         state
-            Combined states as from :meth:`get_state`, shape ``(n_states, n_state)``.
+            Combined states, as returned by :meth:`get_state`, shape ``(n_states, n_state)``.
         category
-            Name of the category that is held.
+            Name of the category, which is held fixed.
         adata, indices
-            Cells whose batch and covariates are averaged over, at most 100 of them, evenly spaced; all of the model's
-            own if `None`. Without batches and covariates they do not matter.
+            Cells over whose batches and covariates the result is averaged, at most 100 of them, evenly spaced; all of
+            the model's own cells if `None`. Without batches and covariates they have no effect.
         library_size
-            Molecules in all of the model's genes; the median of the training cells if `None`.
+            Total molecules over all of the model's genes; the median of the training cells if `None`.
         n_draws
-            Re-encode so many cells drawn from the decoded distribution; 0 for the expected values themselves.
+            Number of cells to draw from the decoded distribution and re-encode; with 0, the expected values themselves
+            are re-encoded.
 
         Returns
         -------
@@ -230,12 +232,12 @@ class StatesMixin(Mixin):
 
     @torch.inference_mode()
     def align_arms(self, batches: Iterable[dict[str, torch.Tensor]] | None = None) -> None:
-        """Find the coordinates that the arms share; :meth:`train` does it at its end.
+        """Fit the coordinates that the arms share; :meth:`train` does this at the end.
 
         Parameters
         ----------
         batches
-            Minibatches of cells to find them on; at most 20,000 of the cells that were trained on if `None`.
+            Minibatches of cells to fit them on; at most 20,000 of the training cells if `None`.
 
         Examples
         --------

@@ -48,38 +48,39 @@ def confusion(
     cmap: str | Colormap | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw reference types against categories.
+    """Plot reference types against categories.
 
-    By default columns follow the one-to-one matching of categories and types that gives the accuracy, so that a good
-    annotation shows a diagonal; categories without a partner stand to the right of a line, and cells that are
-    unassigned, which are never correct, to the right of these.
+    By default, columns follow the one-to-one matching of categories and reference types from which the accuracy is
+    computed, so that a good annotation shows a diagonal. Categories without a partner are to the right of a line,
+    followed by unassigned cells, which are never correct.
 
     Parameters
     ----------
     adata
-        Annotated by :func:`cplmixvi.tl.annotate`.
+        Cells annotated by :func:`cplmixvi.tl.annotate`.
     reference_key
         Column of ``adata.obs`` with the reference types.
     key
         The ``key_added`` of the annotation.
     normalize
-        Make each row (``"reference"``) or each column (``"category"``) sum to 1, or show cells (``None``).
+        Make each row (``"reference"``) or each column (``"category"``) sum to 1, or show numbers of cells (``None``).
     order
-        ``"matching"``, or ``"dendrogram"``: columns in the order of :func:`cplmixvi.tl.order_categories` with its tree
-        above them, and rows by the columns in which their cells are. A list of reference types, such as the leaves of
-        a taxonomy (paper, Fig. 4): rows in that order, and columns by their partners.
+        ``"matching"``, or ``"dendrogram"``: columns in the order of :func:`cplmixvi.tl.order_categories`, with its tree
+        above them, and rows ordered by the columns that contain their cells. With a list of reference types, such as
+        the leaves of a taxonomy (paper, Fig. 4): rows in that order, and columns ordered by their partners.
     ignore
-        Reference labels that mean "unknown"; their cells are left out, as are those without a label.
+        Reference labels that mean "unknown"; cells with these labels, or without a label, are left out.
     annotate
-        Write the shares of 0.05 or more (or the counts) into their entries; by default only where there is room.
+        Write shares of 0.05 or more (or the numbers of cells) into their entries; by default only if there is room.
     cmap
         A matplotlib colour map; white to dark blue by default.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes of the heat map; its title gives accuracy under the matching (ACC), NMI and ARI.
+    matplotlib.axes.Axes
+        The Axes of the heat map; its title gives the accuracy under the matching (ACC), NMI and ARI.
 
     Raises
     ------

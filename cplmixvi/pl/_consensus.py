@@ -41,32 +41,33 @@ def consensus(
     cmap: str | Colormap | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the consensus between arms, category by category.
+    """Plot the consensus between arms for all pairs of categories.
 
-    Entry ``(i, j)`` is the share of cells that one arm calls ``i`` and another arm calls ``j``, averaged over the
-    pairs of arms: 1 on the diagonal means that the arms agree about every cell of that category. Bars above the heat
-    map give the cells per category, bars beside it the diagonal.
+    Entry ``(i, j)`` is the share of cells that one arm assigns to ``i`` and another arm to ``j``, averaged over pairs
+    of arms: 1 on the diagonal means that the arms agree on every cell of that category. Bars above the heat map show
+    the number of cells per category, bars beside it the diagonal.
 
     Parameters
     ----------
     adata
-        Annotated by :func:`cplmixvi.tl.annotate` with a model of at least two arms.
+        Cells annotated by :func:`cplmixvi.tl.annotate` with a model of at least two arms.
     key
         The ``key_added`` of that annotation.
     order
-        Categories by falling number of cells (``"size"``), in their natural order (``"name"``), with those that
-        the arms confuse next to each other (``"similarity"``, leaf order of average linkage), or with those of similar
-        expression next to each other (``"dendrogram"``, the order of :func:`cplmixvi.tl.order_categories`).
+        Order of the categories: by decreasing number of cells (``"size"``), in their natural order (``"name"``), with
+        those that the arms confuse next to each other (``"similarity"``, leaf order of average linkage), or with those
+        of similar expression next to each other (``"dendrogram"``, the order of :func:`cplmixvi.tl.order_categories`).
     annotate
-        Write each value that rounds to 0.01 or more into its entry; by default only where there is room.
+        Write each value that rounds to 0.01 or more into its entry; by default only if there is room.
     cmap
         A matplotlib colour map for shares from 0 to 1; white to dark blue by default.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes of the heat map. Its bars and colour bar are children of it.
+    matplotlib.axes.Axes
+        The Axes of the heat map. Its bars and colour bar are child Axes of it.
 
     Raises
     ------

@@ -28,31 +28,32 @@ def image_traversal(
     shape: tuple[int, int] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the images decoded along a path through the states: a row per type, a column per step (paper, Fig. 3).
+    """Plot images decoded along a path through the states: one row per category, one column per step (paper, Fig. 3).
 
     Parameters
     ----------
     adata
-        Images, annotated and walked through by :func:`cplmixvi.tl.traverse`.
+        Images, annotated and traversed by :func:`cplmixvi.tl.traverse`.
     key
         The ``key_added`` of the annotation.
     categories
-        Types to draw; all that were walked through by default.
+        Categories to draw; all that were traversed by default.
     path
         ``"main"`` or a dimension, ``"1"``, ``"2"``, ...
     shape
-        Rows and columns of an image; those in ``uns["image_shape"]`` by default, else a square.
+        Numbers of rows and columns of an image; those in ``uns["image_shape"]`` by default, else a square.
     ax
-        Axes to draw on; new ones by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    Axes with one picture of ``(n_types * rows, n_steps * columns)`` pixels.
+    matplotlib.axes.Axes
+        Axes with one picture of ``(n_types * rows, n_steps * columns)`` pixels.
 
     Raises
     ------
     ValueError
-        If the traversal, a type or the path is missing, or the pixels are not as many as the shape says.
+        If the traversal, a category or the path is missing, or the number of pixels does not match the shape.
     """
     result = read_traversal(adata, key)
     there, paths = ([str(name) for name in names] for names in (result.categories, result.paths))

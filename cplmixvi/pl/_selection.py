@@ -18,24 +18,27 @@ _CHOSEN = {"color": "black", "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder
 
 
 def select_categories(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None = None) -> Axes:
-    """Draw how far halves of the data agree on each number of categories that was tried.
+    """Plot how well halves of the data agree for each number of categories that was tried.
 
     Above: the share of cells that two fits to independent halves of the data put into the same category, and the score,
-    which is what is left of it beyond chance. A dashed line marks the number with the highest score. Below: how many of
-    the categories are stable, that is, have mostly the same cells in both fits; a grey line is where all would be.
+    which adds a credit for more categories (see :class:`cplmixvi.train.Selection`). A dashed line marks the number with
+    the highest score. Below: how many of the categories are stable, that is, contain mostly the same cells in both
+    fits; a grey line shows where all of them would be.
 
     Parameters
     ----------
     adata
-        Seen by :func:`cplmixvi.tl.select_categories`, or annotated by a model that found its own number.
+        Cells that :func:`cplmixvi.tl.select_categories` was called on, or that were annotated by a model that
+        determined the number of categories itself.
     key
-        The ``key_added`` of that.
+        The ``key_added`` of that call.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes with the score. Those of the stable categories are a child of it, below it.
+    matplotlib.axes.Axes
+        The Axes with the score. Those with the stable categories, below it, are a child of it.
 
     Raises
     ------

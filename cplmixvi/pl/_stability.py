@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
 
 def stability(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None = None) -> Axes:
-    """Draw the stability of each category, the most stable one at the top.
+    """Plot the stability of each category, the most stable one at the top.
 
     A bar is the mean over refits of the Jaccard index of the category and its partner in the refit: 1 means that every
-    refit found the same cells, 0 that none had a partner for it. Behind each name stands the number of cells, because
-    small categories are less stable for that alone. A dashed line gives the mean over categories.
+    refit found the same cells, 0 that no refit had a partner for it. The number of cells follows each name, because
+    small categories are less stable for that reason alone. A dashed line shows the mean over categories.
 
     Parameters
     ----------
     adata
-        Annotated by :func:`cplmixvi.tl.annotate` and seen by :func:`cplmixvi.tl.stability`.
+        Cells that were annotated by :func:`cplmixvi.tl.annotate` and passed to :func:`cplmixvi.tl.stability`.
     key
         The ``key_added`` of that annotation.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes. A category whose cells are all unassigned comes last and has no bar.
+    matplotlib.axes.Axes
+        The Axes. A category whose cells are all unassigned comes last and has no bar.
 
     Raises
     ------

@@ -35,30 +35,31 @@ def state(
     categories: Sequence[str] | None = None,
     dims: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
-    """Scatter the states of each type in a panel of its own, with all other cells in grey behind.
+    """Scatter plot of the states, one panel per category, with all other cells in grey in the background.
 
     Parameters
     ----------
     adata
-        Annotated by :func:`cplmixvi.tl.annotate`.
+        Cells annotated by :func:`cplmixvi.tl.annotate`.
     key
         The ``key_added`` of the annotation.
     color
-        Column of ``adata.obs``: a number gets a colour bar, anything else one colour per value; one colour for all
-        cells by default.
+        Column of ``adata.obs``: numbers get a colour bar, anything else one colour per value; one colour for all cells
+        by default.
     categories
-        Types to draw; all of the annotation that have cells by default.
+        Categories to draw; all categories with cells by default.
     dims
         The two dimensions of the state, counted from 0.
 
     Returns
     -------
-    Array of Axes, one per type.
+    numpy.ndarray
+        Array of Axes, one per category.
 
     Raises
     ------
     ValueError
-        If the result, a type, a dimension or the column is missing.
+        If the result, a category, a dimension or the column is missing.
     """
     import matplotlib.pyplot as plt
 
@@ -103,15 +104,15 @@ def state_histograms(
     categories: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the histogram of a dimension of the state for each type, one above the other (paper, Fig. 1).
+    """Plot histograms of one dimension of the state, one category above the other (paper, Fig. 1).
 
-    Every histogram has the same area. Where :func:`cplmixvi.tl.compare_states` was called, the title gives its effect
+    All histograms have the same area. If :func:`cplmixvi.tl.compare_states` was called, the title gives its effect
     sizes.
 
     Parameters
     ----------
     adata
-        Annotated by :func:`cplmixvi.tl.annotate`.
+        Cells annotated by :func:`cplmixvi.tl.annotate`.
     key
         The ``key_added`` of the annotation.
     dim
@@ -119,18 +120,18 @@ def state_histograms(
     color
         Column of ``adata.obs`` with few values: one histogram per value, each with its share of the area.
     categories
-        Types to draw, from the top; by default all that have ten cells, the most widely spread ones first.
+        Categories to draw, from the top; by default all with ten cells, the most widely spread ones first.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes.
+    matplotlib.axes.Axes
 
     Raises
     ------
     ValueError
-        If the result, a type, the dimension or the column is missing, or the column has too many values.
+        If the result, a category, the dimension or the column is missing, or the column has too many values.
     """
     s = read_points(adata, f"X_{key}", (dim, dim))[:, 0]
     chosen = choose(adata, key, categories)

@@ -30,27 +30,27 @@ def states(
     dims: tuple[int, int] = (0, 1),
     ax: Axes | None = None,
 ) -> Axes:
-    """Scatter the cells by state, coloured by category or by any other column.
+    """Scatter plot of the cells by state, coloured by category or by any other column.
 
     Parameters
     ----------
     adata
-        Annotated by :func:`cplmixvi.tl.annotate`.
+        Cells annotated by :func:`cplmixvi.tl.annotate`.
     key
         The ``key_added`` of the annotation.
     color
-        Column of ``adata.obs``: a number gets a colour bar, anything else one colour per value, light grey for missing
-        and ``"unassigned"`` ones; the categories of the annotation by default.
+        Column of ``adata.obs``: numbers get a colour bar, anything else one colour per value, with light grey for
+        missing and ``"unassigned"`` values; the categories of the annotation by default.
     basis
         Entry of ``adata.obsm``; the states ``"X_" + key`` by default.
     dims
-        The two columns of it, counted from 0.
+        The two columns of ``basis``, counted from 0.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes.
+    matplotlib.axes.Axes
 
     Raises
     ------

@@ -37,30 +37,31 @@ def training(
     key: str = "cplmixvi",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Axes | np.ndarray:
-    """Draw how the metrics of a training run moved, epoch by epoch.
+    """Plot training metrics by epoch.
 
     Parameters
     ----------
     source
-        A trained model (anything with a ``history`` of data frames), or an AnnData annotated by
+        A trained model (any object with a ``history`` of data frames), or an AnnData annotated by
         :func:`cplmixvi.tl.annotate`.
     metrics
-        One name or several, without the ending ``_train`` or ``_validation``: for example ``"elbo"`` (nats per cell),
-        ``"distance"``, ``"entropy"`` (nats), ``"agreement"`` (share of equal labels). Both splits are drawn where
-        both were recorded. By default every one of the usual metrics that was recorded.
+        One or several names, without the suffix ``_train`` or ``_validation``: for example ``"elbo"`` (nats per cell),
+        ``"distance"``, ``"entropy"`` (nats), ``"agreement"`` (fraction of equal labels). Both splits are drawn if both
+        were recorded. By default all of the usual metrics that were recorded.
     key
-        The ``key_added`` of the annotation, for an AnnData.
+        The ``key_added`` of the annotation, if ``source`` is an AnnData.
     ax
-        Where to draw: one Axes per metric. A new figure by default.
+        Axes to draw on, one per metric; a new figure by default.
 
     Returns
     -------
-    The Axes for one metric, an array of shape ``(n_metrics,)`` for several.
+    matplotlib.axes.Axes or numpy.ndarray
+        The Axes for one metric, an array of shape ``(n_metrics,)`` for several.
 
     Raises
     ------
     ValueError
-        If there is no history, a metric is not in it, or the number of Axes is not the number of metrics.
+        If there is no history, a metric is not part of it, or the number of Axes is not the number of metrics.
     """
     curves = _curves(source, key)
     names = _chosen(metrics, curves)

@@ -32,36 +32,39 @@ def traversal(
     n_genes: int = 10,
     standardize: bool = True,
 ) -> np.ndarray:
-    """Draw expression along a path through the states: one row of panels per type, one column per gene set.
+    """Plot expression along a path through the states: one row of panels per category, one column per gene set.
 
     Genes are on the x axis and steps on the y axis (paper, Fig. 6).
 
     Parameters
     ----------
     adata
-        Annotated, and walked through by :func:`cplmixvi.tl.traverse`.
+        Annotated cells, traversed by :func:`cplmixvi.tl.traverse`.
     key
         The ``key_added`` of the annotation.
     categories
-        Types to draw; the first three that were walked through by default.
+        Categories to draw; the first three that were traversed by default.
     gene_sets
-        Names of sets: ``"markers"``, those of the type itself, and others; all of them by default, at most four.
+        Names of gene sets: ``"markers"``, those of the category itself, and others; all of them by default, at most
+        four.
     path
         ``"main"`` or a dimension, ``"1"``, ``"2"``, ...
     n_genes
-        Genes per panel: those that move most; for the same set the same genes in all types but for markers.
+        Number of genes per panel, those that move most. Panels of the same set show the same genes for all categories,
+        except for markers.
     standardize
-        Draw the difference from the middle of the path in standard deviations of the gene over all cells; otherwise
-        the expression itself.
+        Draw the difference from the middle of the path in standard deviations of the gene over all cells; otherwise the
+        expression itself.
 
     Returns
     -------
-    Array of Axes, ``(n_types, n_sets)``.
+    numpy.ndarray
+        Array of Axes, shape ``(n_types, n_sets)``.
 
     Raises
     ------
     ValueError
-        If the traversal, a type, a set or the path is missing.
+        If the traversal, a category, a set or the path is missing.
     """
     import matplotlib.pyplot as plt
 
@@ -121,31 +124,33 @@ def state_genes(
     n_genes: int = 6,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the correlation with a dimension of the state: genes at the top of any type's ranking against types.
+    """Plot correlations of genes with a dimension of the state: top genes of any category's ranking against categories.
 
     Parameters
     ----------
     adata
-        Annotated, and ranked by :func:`cplmixvi.tl.state_genes`.
+        Annotated cells, ranked by :func:`cplmixvi.tl.state_genes`.
     key
         The ``key_added`` of the annotation.
     dim
         Dimension of the state, counted from 0.
     categories
-        Types to draw; all that were ranked by default.
+        Categories to draw; all that were ranked by default.
     n_genes
-        Genes of each type, the best first; a gene that several types share is drawn once.
+        Number of top genes of each category; a gene that several categories share is drawn once.
     ax
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
-    The Axes. A gene that was not kept in a type's ranking is blank there; a dot marks an adjusted p-value below 0.01.
+    matplotlib.axes.Axes
+        The Axes. A gene that was not kept in a category's ranking is left blank there; a dot marks an adjusted p-value
+        below 0.01.
 
     Raises
     ------
     ValueError
-        If the ranking, a type or the dimension is missing.
+        If the ranking, a category or the dimension is missing.
     """
     import pandas as pd
 

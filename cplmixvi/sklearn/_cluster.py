@@ -26,44 +26,45 @@ _CHUNK = 1024
 
 
 class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
-    """Coupled mixture variational autoencoders as a clusterer and transformer of scikit-learn.
+    """Coupled mixture variational autoencoders as a scikit-learn clusterer and transformer.
 
-    Fits :class:`~cplmixvi.CplMixVI` to the rows of an array. Nothing is printed, and the state of the process is left
-    alone: random numbers, ``scvi.settings``, warning filters, threads.
+    Fits :class:`~cplmixvi.CplMixVI` to the rows of an array. Nothing is printed, and global state is left unchanged:
+    random numbers, ``scvi.settings``, warning filters, threads.
 
     Parameters
     ----------
     n_clusters
-        Number of clusters, at most; those that no row chooses are left out. `None` finds the number on which
-        independent halves of the data agree best, which takes about a hundred rows to be of use.
+        Maximum number of clusters; clusters without rows are left out. `None` finds the number on which independent
+        halves of the data agree best, which needs about a hundred rows to be useful.
     n_state
-        Dimensions of the state within a cluster, the columns of :meth:`transform`.
+        Number of dimensions of the state within a cluster, the columns of :meth:`transform`.
     n_arms
-        Autoencoders that must agree.
+        Number of autoencoders that must agree.
     likelihood
-        ``"normal"`` for any real values, best of about unit variance (put a ``StandardScaler`` before); ``"nb"``,
-        ``"zinb"`` or ``"poisson"`` for counts, which must be whole numbers; ``"bernoulli"`` for values in ``[0, 1]``.
+        ``"normal"`` for any real values, preferably with about unit variance (use a ``StandardScaler`` first);
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, which must be whole numbers; ``"bernoulli"`` for values in
+        ``[0, 1]``.
     augment
-        How the arms' copies differ, see :class:`~cplmixvi.CplMixVI`; names that need no AnnData.
+        How the arms' copies differ, see :class:`~cplmixvi.CplMixVI`; only options that need no AnnData.
     max_epochs, batch_size, accelerator
         See :meth:`cplmixvi.CplMixVI.train`.
     model_kwargs, train_kwargs
-        Further arguments of :class:`~cplmixvi.CplMixVI` and of :meth:`cplmixvi.CplMixVI.train`.
+        Further keyword arguments of :class:`~cplmixvi.CplMixVI` and of :meth:`cplmixvi.CplMixVI.train`.
     random_state
-        Seed or generator; `None` draws from NumPy's global generator, as everywhere in scikit-learn.
+        Seed or generator; `None` draws from NumPy's global generator, as usual in scikit-learn.
 
     Attributes
     ----------
     labels_
-        Cluster of every row, int64 from 0 on without gaps, shape ``(n_samples,)``.
+        Cluster of each row, int64 from 0 without gaps, shape ``(n_samples,)``.
     n_clusters_
-        Number of clusters that some row is in.
+        Number of clusters that contain at least one row.
     categories_
         Index of each cluster among the model's categories, shape ``(n_clusters_,)``.
     model_
         The trained :class:`~cplmixvi.CplMixVI`, without cells.
     n_features_in_, feature_names_in_
-        As everywhere in scikit-learn.
+        As usual in scikit-learn.
 
     Examples
     --------
@@ -113,14 +114,14 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         Parameters
         ----------
         X
-            Array, data frame or sparse matrix ``(n_samples, n_features)`` of at least two rows.
+            Array, data frame or sparse matrix ``(n_samples, n_features)`` with at least two rows.
         y
             Ignored.
 
         Returns
         -------
         CplMixVICluster
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
@@ -130,7 +131,7 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         Warns
         -----
         ConvergenceWarning
-            If the fit is unsound, see :meth:`cplmixvi.CplMixVI.report`, or values are so large that it may be.
+            If the fit is unsound, see :meth:`cplmixvi.CplMixVI.report`, or may be because values are very large.
         """
         pp.check_likelihood(self.likelihood)
         X = self._checked(X, reset=True, ensure_min_samples=2)
@@ -147,32 +148,32 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         return self
 
     def predict(self, X) -> np.ndarray:
-        """Cluster of every row.
+        """Predict the cluster of each row.
 
         Parameters
         ----------
         X
-            ``(n_samples, n_features)``.
+            Shape ``(n_samples, n_features)``.
 
         Returns
         -------
         numpy.ndarray
-            int64, ``(n_samples,)``; of the rows that were fitted, ``labels_``.
+            int64, shape ``(n_samples,)``; equal to ``labels_`` for the rows used in :meth:`fit`.
         """
         return self.predict_proba(X).argmax(1)
 
     def predict_proba(self, X) -> np.ndarray:
-        """Probability of every cluster: the mean over the arms, no more certain than halves of the data allow.
+        """Probability of each cluster: the mean over the arms, no more certain than fits to halves of the data justify.
 
         Parameters
         ----------
         X
-            ``(n_samples, n_features)``.
+            Shape ``(n_samples, n_features)``.
 
         Returns
         -------
         numpy.ndarray
-            float64, ``(n_samples, n_clusters_)``; rows sum to 1.
+            float64, shape ``(n_samples, n_clusters_)``; rows sum to 1.
         """
         check_is_fitted(self)
         proba = self._infer(self._checked(X))[0][:, self.categories_]
@@ -180,17 +181,17 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         return proba / proba.sum(1, keepdims=True).clip(np.finfo(float).tiny)
 
     def transform(self, X) -> np.ndarray:
-        """State of every row within its cluster, the mean over the arms, in coordinates that they share.
+        """State of each row within its cluster: the mean over the arms, in the coordinates that they share.
 
         Parameters
         ----------
         X
-            ``(n_samples, n_features)``.
+            Shape ``(n_samples, n_features)``.
 
         Returns
         -------
         numpy.ndarray
-            ``(n_samples, n_state)``, float32 if ``X`` is, else float64.
+            Shape ``(n_samples, n_state)``, float32 if ``X`` is float32, else float64.
         """
         check_is_fitted(self)
         X = self._checked(X)

@@ -39,60 +39,62 @@ def annotate(
     Parameters
     ----------
     adata
-        Cells to annotate: the model's own or others that have the model's genes, in any order and among others.
+        Cells to annotate: the model's own cells or others that have the model's genes, in any order and possibly among
+        other genes.
     model
         A trained model.
     key_added
-        Name of the result; letters, digits, ``_``, ``.`` and ``-`` after a first letter.
+        Name of the result: a letter followed by letters, digits, ``_``, ``.`` or ``-``.
     min_confidence
-        Cells whose confidence is below it are called ``"unassigned"`` instead of by their category.
+        Cells with a lower confidence are labelled ``"unassigned"`` instead of with their category.
     top_k
-        Write so many probabilities of every cell, the largest, as a sparse matrix; all as an array if `None`. For
-        thousands of categories or millions of cells. The CELLxGENE schema does not allow sparse matrices there.
+        Number of probabilities to write per cell, the largest ones, as a sparse matrix; all, as a dense array, if
+        `None`. Useful with thousands of categories or millions of cells. The CELLxGENE schema does not allow sparse
+        matrices there.
     overwrite
-        Replace entries of another origin. An earlier result of this function is always replaced, and what
-        :func:`stability`, :func:`rank_genes` and :func:`order_categories` made from it is dropped.
+        Replace entries that were not written by cplmixvi. An earlier result of this function is always replaced, and
+        whatever :func:`stability`, :func:`rank_genes` and :func:`order_categories` derived from it is removed.
     batch_size
-        Cells per pass.
+        Minibatch size.
     values_of
-        The same cells with the values to look at, where ``adata`` has other ones or none, such as cells of which all
-        but the values is in memory.
+        The same cells with the values to use, if ``adata`` has other values or none, for example if everything but the
+        values is in memory.
 
     Returns
     -------
     None
-        Writes, with ``key`` for ``key_added``:
+        Writes the following, where ``key`` is ``key_added``:
 
-        - ``obs[key]``: category (names of the used categories, in the order of their index, and ``"unassigned"`` as
-          the last one where some cell is);
+        - ``obs[key]``: category (names of the used categories, in the order of their indices, followed by
+          ``"unassigned"`` if any cell is unassigned);
         - ``obs[key_confidence]``: float32, probability of that category;
-        - ``obs[key_agreement]``: float32, share of arm pairs that agree on the cell, ``nan`` with one arm;
-        - ``obs[key_condition]``: categorical, ``"0"`` or ``"1"``, where training found a condition that no column of
-          ``obs`` had (``find_condition`` of :meth:`cplmixvi.CplMixVI.train`) and ``adata`` has the cells that it was
-          found in; missing for cells that were not trained on;
-        - ``obsm["X_" + key]``: float32 ``(n_obs, max(n_state, 2))``, state within the type, the mean over the aligned
-          arms (see :meth:`cplmixvi.CplMixVI.get_state`; a single dimension gets a column of zeros beside it, because
-          embeddings need two);
+        - ``obs[key_agreement]``: float32, fraction of arm pairs that agree on the cell, ``nan`` with one arm;
+        - ``obs[key_condition]``: categorical, ``"0"`` or ``"1"``, if training found a condition that no column of
+          ``obs`` had (``find_condition`` of :meth:`cplmixvi.CplMixVI.train`) and ``adata`` has exactly the cells that
+          it was found in; missing for cells that were not trained on;
+        - ``obsm["X_" + key]``: float32 ``(n_obs, max(n_state, 2))``, state within the type, averaged over the aligned
+          arms (see :meth:`cplmixvi.CplMixVI.get_state`; a single dimension is padded with a column of zeros, because
+          embeddings need two columns);
         - ``obsm[key_proba]``: float32 ``(n_obs, n_used)``, probabilities of the used categories; a row sums to less
-          than 1 by what the model gives to categories that no cell chose, and with ``top_k``, where it is CSR, by what
-          is left out;
+          than 1 by the probability of categories without cells and, with ``top_k`` (a CSR matrix), by the probabilities
+          that are left out;
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
-          (indices of the categories that no cell chose), ``n_unassigned``, ``history``, ``version``, ``versions`` (of
-          the packages that the model was trained with), ``seed`` (of its training, where one was set) and
-          ``input_sha256`` (of the values it was trained on, see :func:`cplmixvi.pp.input_hash`) and, with two or more
-          arms, ``consensus``, ``consensus_by_category`` and ``consensus_by_arm`` (see
-          :class:`~cplmixvi.Consensus`), ``found_again_by_category`` where training looked at halves of the data (see
-          :attr:`cplmixvi.CplMixVI.calibration_`), and ``selection`` where the model has found its own number of
-          categories (see :func:`select_categories`; one that was written before there was an annotation is kept
-          otherwise). Other functions add to it: ``stability_by_category`` (:func:`stability`), ``order`` and
-          ``linkage`` (:func:`order_categories`), ``traversals`` (:func:`traverse`), ``state_genes``
-          (:func:`state_genes`) and ``state_tests`` (:func:`compare_states`).
+          (indices of the categories without cells), ``n_unassigned``, ``history``, ``version``, ``versions`` (of the
+          packages that the model was trained with), ``seed`` (of its training, if one was set) and ``input_sha256`` (of
+          the values it was trained on, see :func:`cplmixvi.pp.input_hash`); with two or more arms also ``consensus``,
+          ``consensus_by_category`` and ``consensus_by_arm`` (see :class:`~cplmixvi.Consensus`);
+          ``found_again_by_category`` if training fitted halves of the data (see
+          :attr:`cplmixvi.CplMixVI.calibration_`); and ``selection`` if the model has determined the number of
+          categories itself (see :func:`select_categories`; otherwise a selection that was written before any annotation
+          is kept). Other functions add ``stability_by_category`` (:func:`stability`), ``order`` and ``linkage``
+          (:func:`order_categories`), ``traversals`` (:func:`traverse`), ``state_genes`` (:func:`state_genes`) and
+          ``state_tests`` (:func:`compare_states`).
 
     Raises
     ------
     ValueError
-        If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, ``top_k`` is below 1, entries of
-        another origin exist, genes are missing, or ``values_of`` has other cells.
+        If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, ``top_k`` is below 1, entries
+        not written by cplmixvi exist, genes are missing, or ``values_of`` has other cells.
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence!r} is outside [0, 1]; give a probability.")
@@ -217,7 +219,7 @@ def _at_least_two_columns(state: np.ndarray) -> np.ndarray:
 
 
 def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite: bool = False) -> None:
-    """Raise what :func:`annotate` would raise about ``key_added``, before a model is trained.
+    """Check ``key_added`` before a model is trained, raising the same errors as :func:`annotate`.
 
     Parameters
     ----------
@@ -227,7 +229,7 @@ def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite
     Raises
     ------
     ValueError
-        If ``key_added`` is not a valid name or entries of another origin exist.
+        If ``key_added`` is not a valid name or entries not written by cplmixvi exist.
 
     Examples
     --------

@@ -37,16 +37,16 @@ def rank_genes(
     method: str = "wilcoxon",
     n_genes: int | None = None,
 ) -> pd.DataFrame:
-    """Rank genes by how far they set each category apart from all other cells.
+    """Rank genes by how well they distinguish each category from all other cells.
 
-    The test is :func:`scanpy.tl.rank_genes_groups`. It gets log-normalised values: counts are log-normalised in a copy
-    first. Unassigned cells are left out, because they may belong to any category. As the categories were found in the
-    same genes, p-values order genes but prove nothing about a category.
+    The test is :func:`scanpy.tl.rank_genes_groups` on log-normalised values; counts are log-normalised in a copy first.
+    Unassigned cells are left out, because they may belong to any category. Because the categories were found in the
+    same genes, p-values rank genes but are no evidence for a category.
 
     Parameters
     ----------
     adata
-        Annotated cells. Values are not changed.
+        Annotated cells. Their values are not changed.
     key
         Name of the result.
     layer
@@ -54,22 +54,22 @@ def rank_genes(
     method
         ``"wilcoxon"`` (corrected for ties), ``"t-test"`` or ``"t-test_overestim_var"``.
     n_genes
-        Genes to keep per category, the best first; all if `None`.
+        Number of top genes to keep per category; all if `None`.
 
     Returns
     -------
     pandas.DataFrame
         One row per category and gene: ``category``, ``rank`` (from 1), ``gene``, ``score``, ``log2_fold_change``,
-        ``pvalue``, ``pvalue_adjusted`` (Benjamini-Hochberg), and the shares of the category's and of all other cells
-        in which the gene is not zero, ``share_in`` and ``share_out``.
+        ``pvalue``, ``pvalue_adjusted`` (Benjamini-Hochberg), and ``share_in`` and ``share_out``, the fractions of the
+        category's cells and of all other cells in which the gene is not zero.
 
-        Written: ``uns["rank_genes_" + key]``, in scanpy's format, for ``sc.pl.rank_genes_groups(adata, key=...)``.
+        Also writes ``uns["rank_genes_" + key]``, in scanpy's format, for ``sc.pl.rank_genes_groups(adata, key=...)``.
 
     Raises
     ------
     ValueError
-        If there is no result under ``key``, fewer than two of its categories have two cells, gene names repeat, or an
-        option is not one of those above.
+        If there is no result under ``key``, fewer than two of its categories have two cells, gene names are not unique,
+        or an option is not one of those above.
 
     Warns
     -----
@@ -111,11 +111,11 @@ def rank_genes(
 
 
 def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | None = None) -> list[str]:
-    """Order the categories so that those of similar expression are neighbours.
+    """Order the categories so that those with similar expression are next to each other.
 
-    The order is that of the leaves of a dendrogram: average linkage of the correlation distances between the
-    categories' means, with the branches turned so that neighbours are as close as they can be. Categories elsewhere
-    keep their order, which is that of the columns of ``obsm[key_proba]``.
+    The order is that of the leaves of a dendrogram: average linkage of the correlation distances between the category
+    means, with branches rotated so that neighbours are as similar as possible. The order of the categories elsewhere,
+    which is that of the columns of ``obsm[key_proba]``, does not change.
 
     Parameters
     ----------
@@ -124,21 +124,23 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
     key
         Name of the result.
     basis
-        Entry of ``obsm`` with at least three columns to take means in, such as ``"X_pca"``; `None` for ``adata.X``,
-        log-normalised in a copy where it holds counts.
+        Entry of ``obsm`` with at least three columns in which to compute the means, such as ``"X_pca"``; `None` for
+        ``adata.X``, log-normalised in a copy if it contains counts.
 
     Returns
     -------
     list of str
-        The categories that have cells. Written: ``uns[key]["order"]`` (the same, object array) and
-        ``uns[key]["linkage"]``, float64 ``(n - 1, 4)``, SciPy's linkage of these ``n`` categories, numbered as they
-        come in ``uns[key]["categories"]``.
+        The categories that have cells.
+
+        Also writes ``uns[key]["order"]`` (the same, as an object array) and ``uns[key]["linkage"]``, float64
+        ``(n - 1, 4)``, SciPy's linkage matrix of these ``n`` categories, numbered in the order of
+        ``uns[key]["categories"]``.
 
     Raises
     ------
     ValueError
-        If there is no result under ``key``, fewer than two of its categories have cells, or ``basis`` is missing or
-        too small.
+        If there is no result under ``key``, fewer than two of its categories have cells, or ``basis`` is missing or has
+        too few columns.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import pdist

@@ -15,17 +15,17 @@ from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result held against reference labels.
+    """Comparison of a result with reference labels.
 
     Attributes
     ----------
     types
         One row per reference type: ``n_cells``, the ``category`` matched to it one-to-one (`None` if there are fewer
-        categories than types), ``precision``, ``recall`` and ``f1`` of that match.
+        categories than types), and ``precision``, ``recall`` and ``f1`` of that match.
     confusion
-        Cells by reference type (rows) and category (columns); cells without a category are in no column.
+        Number of cells by reference type (rows) and category (columns); cells without a category are in no column.
     scores
-        Accuracy of the matching, balanced accuracy, NMI, AMI, ARI, ... (:func:`cplmixvi.metrics.evaluate`).
+        Accuracy of the matching, balanced accuracy, NMI, AMI, ARI, ... (see :func:`cplmixvi.metrics.evaluate`).
     """
 
     types: pd.DataFrame
@@ -36,9 +36,10 @@ class Comparison:
 def compare_to_reference(
     adata: AnnData, reference_key: str, key: str = DEFAULT_KEY, *, ignore: Sequence[str] = ()
 ) -> Comparison:
-    """Compare categories with reference labels. Nothing is written.
+    """Compare categories with reference labels. Nothing is written to ``adata``.
 
-    A cell that :func:`annotate` left unassigned counts as one of its reference type for which no category is right.
+    A cell that :func:`annotate` left unassigned counts as a cell of its reference type for which no category is
+    correct.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def compare_to_reference(
     key
         Name of the result.
     ignore
-        Reference labels that mean "unknown"; cells without a label are left out as well.
+        Reference labels that mean "unknown"; cells with these labels, or without a label, are left out.
 
     Returns
     -------
@@ -90,9 +91,10 @@ def map_to_reference(
     min_purity: float = 0.0,
     ignore: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Name every category after the reference type that most of its labelled cells have.
+    """Name each category after the most frequent reference type among its labelled cells.
 
-    Several categories may get the same name: a type that was split is one type again under its name.
+    Several categories may get the same name, so that a type that was split into several categories becomes one type
+    again.
 
     Parameters
     ----------
@@ -103,19 +105,19 @@ def map_to_reference(
     key_added
         Column of ``obs`` to write the names to; ``f"{key}_{reference_key}"`` by default.
     min_purity
-        Categories in which a smaller share of labelled cells has the name are called ``"unassigned"``, as are those
-        without a labelled cell and the cells that :func:`annotate` called so.
+        A category is called ``"unassigned"`` if a smaller fraction of its labelled cells has the name. Categories
+        without labelled cells, and cells that :func:`annotate` left unassigned, are also called ``"unassigned"``.
 
     Returns
     -------
     pandas.DataFrame
-        Index: categories; columns ``name``, ``purity`` (share of the category's labelled cells that have the most
-        frequent label), ``n_cells`` and ``n_labelled``.
+        Indexed by category, with columns ``name``, ``purity`` (fraction of the category's labelled cells that have the
+        most frequent label), ``n_cells`` and ``n_labelled``.
 
     Raises
     ------
     ValueError
-        If a column is missing, ``key_added`` is one of them or ``min_purity`` is outside ``[0, 1]``.
+        If a column is missing, ``key_added`` is one of the two columns read, or ``min_purity`` is outside ``[0, 1]``.
     """
     if not 0 <= min_purity <= 1:
         raise ValueError(f"min_purity={min_purity!r} is outside [0, 1]; give a share of cells.")

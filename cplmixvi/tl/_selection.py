@@ -23,45 +23,46 @@ def select_categories(
     candidates: Sequence[int] | None = None,
     seed: int | None = None,
 ) -> Selection:
-    """Write how far independent halves of the data agree on different numbers of categories.
+    """Write how well independent halves of the data agree for different numbers of categories.
 
-    What the model has found already, as it does in training where it was made without a number, is written as it is.
-    Otherwise, or where ``candidates`` or ``seed`` are given, :meth:`cplmixvi.CplMixVI.select_n_categories` is called:
-    it looks at the model's own cells, at most 5,000, and takes minutes for that many. The model need not be trained.
+    If the model already has a selection, as it does after training without a given number of categories, that selection
+    is written unchanged. Otherwise, or if ``candidates`` or ``seed`` is given,
+    :meth:`cplmixvi.CplMixVI.select_n_categories` is called: it uses at most 5,000 of the model's own cells, and takes
+    minutes for that many. The model need not be trained.
 
     Parameters
     ----------
     adata
-        Where to write.
+        Where to write the result.
     model
         A model of these cells.
     key_added
-        Name of the result. It may have an annotation already, to which this is added; if not, :func:`annotate` adds
-        one to this.
+        Name of the result. If it already contains an annotation, the selection is added to it; if not, :func:`annotate`
+        will add an annotation to the selection.
     candidates
         Numbers to try, each from 2 to the number of cells; as many as are worth trying if `None`.
     seed
-        Source of all randomness; drawn from the global generator if `None`.
+        Seed of all random numbers; drawn from the global generator if `None`.
 
     Returns
     -------
     Selection
-        ``n_categories``, the number with the highest score, and ``table``, one row per number that was tried.
+        ``n_categories``, the number with the highest score, and ``table``, with one row per number tried.
 
-        Written: ``uns[key]["selection"]``, a dict of arrays ``(n_tried,)``: ``n_categories``, int64, ascending, and
+        Also writes ``uns[key]["selection"]``, a dict of arrays ``(n_tried,)``: ``n_categories``, int64, ascending, and
         float64 ``score``, ``agreement``, ``ari``, ``similarity`` and ``n_stable`` (see
         :class:`cplmixvi.train.Selection`).
 
     Raises
     ------
     ValueError
-        If ``key_added`` is not a valid name, ``uns[key]`` is of another origin, a candidate is out of range, or the
-        model has neither a selection nor an AnnData.
+        If ``key_added`` is not a valid name, ``uns[key]`` was not written by cplmixvi, a candidate is out of range, or
+        the model has neither a selection nor an AnnData.
 
     Warns
     -----
     UserWarning
-        If halves of the data hardly agree, whatever the number.
+        If the halves hardly agree for any number of categories.
     """
     check_key(key_added)
     keys = ResultKeys(key_added)

@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stability:
-    """How far refits of a model find its types again.
+    """How consistently refits of a model recover its categories.
 
     Attributes
     ----------
     by_category
         Indexed by category, in the order of ``uns[key]["categories"]``: ``n_cells`` and ``jaccard``, the mean over
-        refits of the cells that the category and its partner share, over those that either has. 1: always the same
-        cells; 0: no partner; ``nan`` for a category whose cells are all unassigned.
+        refits of the Jaccard index of the category and its partner (cells in both over cells in either). 1: always the
+        same cells; 0: no partner; ``nan`` for a category whose cells are all unassigned.
     by_cell
-        Indexed by cell, float32: share of refits in which the cell is in the partner of its category; ``nan`` for
+        Indexed by cell, float32: fraction of refits in which the cell is in the partner of its category; ``nan`` for
         unassigned cells.
     ari_to_result
-        Mean over refits of the adjusted Rand index with the result, over cells that are not unassigned.
+        Adjusted Rand index between each refit and the result, over cells that are not unassigned, mean over refits.
     ari_between
-        Mean over pairs of refits of the adjusted Rand index between them, over all cells; ``nan`` with one refit.
+        Adjusted Rand index between refits, over all cells, mean over pairs of refits; ``nan`` with one refit.
     n_repeats
         Number of refits.
     subsample
-        Share of the cells that each refit was trained on.
+        Fraction of the cells that each refit was trained on.
     """
 
     by_category: pd.DataFrame
@@ -61,38 +61,38 @@ def stability(
     seed: int = 0,
     train_kwargs: dict | None = None,
 ) -> Stability:
-    """Fit the model again, with other seeds on random parts of the cells, and see which types come back.
+    """Refit the model with other seeds on random subsets of the cells, and measure which categories are recovered.
 
-    Each refit has the configuration of ``model`` and labels all cells. Its categories are matched one-to-one with
-    those of the result, so that the most cells agree; where it has fewer, some have no partner.
+    Each refit has the configuration of ``model`` and labels all cells. Its categories are matched one-to-one to those
+    of the result so that the largest number of cells agrees; if it has fewer categories, some have no partner.
 
     Parameters
     ----------
     adata
-        Cells that :func:`annotate` annotated, the same as those that the model was set up with, in any order.
+        Cells annotated by :func:`annotate`, the same ones that the model was set up with, in any order.
     model
-        The model of that annotation. It is read, not changed.
+        The model of that annotation. It is not changed.
     key
         Name of the result.
     n_repeats
         Number of refits. Each takes as long as the training of the model did.
     subsample
-        Share of the cells, in ``(0, 1]``, that each refit is trained on; with 1 only seeds differ.
+        Fraction of the cells, in ``(0, 1]``, that each refit is trained on; with 1, only the seeds differ.
     seed
-        Decides the seeds and the cells of the refits. Random numbers that come afterwards do not depend on it.
+        Determines the seeds and cells of the refits. Random numbers drawn afterwards do not depend on it.
     train_kwargs
-        Of :meth:`cplmixvi.CplMixVI.train`; give what the model itself was trained with.
+        Keyword arguments of :meth:`cplmixvi.CplMixVI.train`; pass those that the model itself was trained with.
 
     Returns
     -------
     Stability
-        Written too, float32: ``obs[key_stability]`` (``by_cell``) and ``uns[key]["stability_by_category"]`` (the
-        ``jaccard`` of ``by_category``).
+        Also writes, as float32, ``obs[key_stability]`` (``by_cell``) and ``uns[key]["stability_by_category"]`` (the
+        ``jaccard`` column of ``by_category``).
 
     Raises
     ------
     ValueError
-        If ``adata`` has no result under ``key`` or other cells than the model, or an option is out of range.
+        If ``adata`` has no result under ``key`` or has other cells than the model, or an option is out of range.
     """
     _check_options(n_repeats, subsample, seed)
     labels = read_labels(adata, key)

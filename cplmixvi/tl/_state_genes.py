@@ -29,44 +29,45 @@ def state_genes(
     n_permutations: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Rank genes by how far they go with the state among the cells of each type.
+    r"""Rank genes by how strongly they correlate with the state among the cells of each category.
 
     The statistic is Spearman's correlation :math:`\rho` of log-normalised expression with a dimension of the state. The
-    null hypothesis is that, within the type, the state says nothing of the gene: states permuted among its cells. The
-    p-value is the usual approximation to that permutation distribution, :math:`\rho\sqrt{(n - 2) / (1 - \rho^2)}`
-    against Student's t with :math:`n - 2` degrees of freedom. As the state was inferred from the same genes, p-values
-    of genes that the model has seen order them but prove little; those of other genes are as good as any.
+    null hypothesis is that, within the category, the state is unrelated to the gene: states are permuted among the
+    category's cells. The p-value is the usual approximation to that permutation distribution,
+    :math:`\rho\sqrt{(n - 2) / (1 - \rho^2)}` against Student's t with :math:`n - 2` degrees of freedom. Because the
+    state was inferred from the same genes, p-values of genes that the model has seen rank these genes but prove little;
+    those of other genes are valid as usual.
 
     Parameters
     ----------
     adata
-        Annotated cells. Values are not changed.
+        Annotated cells. Their values are not changed.
     key
         Name of the annotation.
     layer
-        Layer with counts, which are log-normalised in a copy, or log values; `None` for ``adata.X``.
+        Layer with log values, or with counts, which are log-normalised in a copy; `None` for ``adata.X``.
     n_genes
-        Genes to keep per type and dimension, the best first; all if `None`.
+        Number of top genes to keep per category and dimension; all if `None`.
     n_permutations
-        Permute the states so many times and compare each correlation with the largest one of any gene, which controls
-        the chance of a single false discovery per type and dimension; 0 for not.
+        Number of permutations of the states. Each correlation is compared with the largest one of any gene, which
+        controls the probability of a single false discovery per category and dimension. With 0, this is skipped.
     seed
-        Of the permutations.
+        Seed of the permutations.
 
     Returns
     -------
     pandas.DataFrame
-        One row per type, dimension and gene: ``category``, ``dimension`` (from 1), ``rank`` (from 1, by absolute
+        One row per category, dimension and gene: ``category``, ``dimension`` (from 1), ``rank`` (from 1, by absolute
         correlation), ``gene``, ``correlation`` (its sign is the direction), ``pvalue`` and ``pvalue_adjusted``
-        (Benjamini-Hochberg over the genes of the type and dimension), and with permutations ``pvalue_max``. Types with
-        fewer than 10 cells are left out.
+        (Benjamini-Hochberg over the genes of the category and dimension), and, with permutations, ``pvalue_max``.
+        Categories with fewer than 10 cells are left out.
 
-        Written: ``uns[key]["state_genes"]``, the same as arrays.
+        Also writes ``uns[key]["state_genes"]``, the same table as arrays.
 
     Raises
     ------
     ValueError
-        If there is no result under ``key``, no type has 10 cells, or an option is out of range.
+        If there is no result under ``key``, no category has 10 cells, or an option is out of range.
     """
     for name, value, least in (("n_genes", n_genes, 1), ("n_permutations", n_permutations, 0)):
         if value is not None and (not pp.is_whole(value) or value < least):

@@ -13,17 +13,17 @@ from cplmixvi.tl._state_genes import MIN_CELLS, read_state
 
 
 def compare_states(adata: AnnData, key: str = DEFAULT_KEY) -> pd.DataFrame:
-    r"""Test that the distribution of each dimension of the state differs between types.
+    r"""Test whether the distribution of each dimension of the state differs between categories.
 
-    Location is tested by Kruskal and Wallis's rank test, spread by Levene's test of absolute deviations from the
-    medians (Brown and Forsythe). With thousands of cells everything is significant: the effect sizes, shares of
-    variance from 0 to 1, say whether it matters.
+    Location is tested with the Kruskal-Wallis rank test, spread with Levene's test on absolute deviations from the
+    medians (Brown-Forsythe). With thousands of cells everything is significant: the effect sizes, which are shares of
+    variance from 0 to 1, show whether a difference matters.
 
     .. math::
         \varepsilon^2_{\text{location}} = \frac{H - k + 1}{n - k}, \qquad
         \eta^2_{\text{spread}} = \frac{(k - 1) W}{(k - 1) W + n - k}
 
-    with :math:`k` types, :math:`n` cells, Kruskal and Wallis's :math:`H` and Levene's :math:`W`.
+    with :math:`k` categories, :math:`n` cells, the Kruskal-Wallis statistic :math:`H` and Levene's :math:`W`.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ def compare_states(adata: AnnData, key: str = DEFAULT_KEY) -> pd.DataFrame:
     pandas.DataFrame
         One row per dimension: ``dimension`` (from 1), ``n_categories``, ``n_cells``, ``location_effect``,
         ``location_pvalue``, ``spread_effect``, ``spread_pvalue``; p-values are multiplied by the number of tests
-        (Bonferroni). Types with fewer than 10 cells and unassigned cells are left out.
+        (Bonferroni). Categories with fewer than 10 cells and unassigned cells are left out.
 
-        Written: ``uns[key]["state_tests"]``, the same as arrays.
+        Also writes ``uns[key]["state_tests"]``, the same table as arrays.
 
     Raises
     ------
     ValueError
-        If there is no result under ``key`` or fewer than two types have 10 cells.
+        If there is no result under ``key`` or fewer than two categories have 10 cells.
     """
     labels = read_labels(adata, key)
     state = read_state(adata, key)

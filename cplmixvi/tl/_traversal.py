@@ -15,44 +15,47 @@ MONOTONE = 0.9
 
 @dataclass(frozen=True)
 class Traversal:
-    """Expression along paths through the states of types.
+    """Decoded expression along paths through the states of cell types.
 
     Attributes
     ----------
     categories
-        Names of the types, ``(n_types,)``.
+        Names of the categories, shape ``(n_types,)``.
     paths
-        Names of the paths, ``(n_paths,)``: ``"1"``, ``"2"``, ... for the dimensions of the state and ``"main"`` for its
-        first principal direction in the type.
+        Names of the paths, shape ``(n_paths,)``: ``"1"``, ``"2"``, ... for the dimensions of the state, and ``"main"``
+        for the first principal direction of the state within the category.
     genes
-        Names of the model's genes, ``(n_genes,)``.
+        Names of the model's genes, shape ``(n_genes,)``.
     state
-        Combined states, ``(n_types, n_paths, n_steps, n_state)``.
+        Combined states, shape ``(n_types, n_paths, n_steps, n_state)``.
     expression
-        Mean over arms and covariates, ``(n_types, n_paths, n_steps, n_genes)``, on the scale ``params["scale"]``.
+        Expression averaged over arms and covariates, shape ``(n_types, n_paths, n_steps, n_genes)``, on the scale
+        ``params["scale"]``.
     effect
-        Expression at the last step minus that at the first, in standard deviations of the gene over all cells,
-        ``(n_types, n_paths, n_genes)``; its sign is the direction.
+        Expression at the last step minus expression at the first step, in standard deviations of the gene over all
+        cells, shape ``(n_types, n_paths, n_genes)``; its sign is the direction.
     monotonicity
-        Rank correlation with the step, from -1 to 1, same shape.
+        Rank correlation of expression with the step, from -1 to 1, same shape as ``effect``.
     deviation
-        Standard deviation of each gene over all cells, on the scale of the expression, ``(n_genes,)``.
+        Standard deviation of each gene over all cells, on the scale of the expression, shape ``(n_genes,)``.
     gene_sets
-        One row per type, path and gene set: ``category``, ``path``, ``gene_set``, ``n_genes``, ``median_effect`` (of
-        absolute effects), ``share_moved`` (absolute effect of at least ``params["moved"]``), ``share_monotone``
-        (absolute monotonicity of at least 0.9) and ``share_up``. The set ``"markers"`` holds the markers of the row's
-        own type.
+        One row per category, path and gene set: ``category``, ``path``, ``gene_set``, ``n_genes``, ``median_effect``
+        (of absolute effects), ``share_moved`` (absolute effect of at least ``params["moved"]``), ``share_monotone``
+        (absolute monotonicity of at least 0.9) and ``share_up``. The set ``"markers"`` contains the markers of the
+        row's own category.
     leakage
-        One row per type and path: ``category``, ``path``, ``n_markers``; shares of the markers that move,
-        ``markers_moved``, that differ as much between the type's own cells at both ends of the path (those among the
-        lowest and among the highest fifth of it), ``markers_observed``, and that come at some step nearer to their mean
-        in all other cells than to where they are in the middle of the path, ``markers_lost``; and ``flip_rate``, the
-        share of steps whose expression, re-encoded, is of another type. A marker that moves as it does among the cells
-        is no fault of the model: the type's cells are not all alike in it.
+        One row per category and path: ``category``, ``path``, ``n_markers`` and ``flip_rate``, the fraction of steps
+        whose expression, re-encoded, is assigned to another category; and three fractions of the markers:
+        ``markers_moved``, those that move along the path; ``markers_observed``, those that differ as much between the
+        category's own cells at the two ends of the path (cells in the lowest and in the highest fifth of it); and
+        ``markers_lost``, those that at some step are closer to their mean in all other cells than to their value in the
+        middle of the path. A marker that also moves among the cells is not a fault of the model: the category's cells
+        differ in it.
     members
-        Genes of the sets: ``gene_set``, ``category`` (empty for sets that are the same for all types) and ``gene``.
+        Genes of the sets: ``gene_set``, ``category`` (empty for sets that are the same for all categories) and
+        ``gene``.
     params
-        What :func:`cplmixvi.tl.traverse` was called with, and the scale of the expression.
+        Arguments of :func:`cplmixvi.tl.traverse`, and the scale of the expression.
     """
 
     categories: np.ndarray
@@ -69,7 +72,13 @@ class Traversal:
     params: dict
 
     def steps(self) -> pd.DataFrame:
-        """Tidy table: one row per type, path, step (from 1) and gene, with the ``expression``."""
+        """Tidy table of ``expression``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per ``category``, ``path``, ``step`` (from 1) and ``gene``, with the column ``expression``.
+        """
         names = ("category", "path", "step", "gene")
         index = pd.MultiIndex.from_product(
             [self.categories, self.paths, np.arange(1, self.expression.shape[2] + 1), self.genes], names=names
@@ -77,7 +86,14 @@ class Traversal:
         return pd.DataFrame({"expression": self.expression.ravel()}, index=index).reset_index()
 
     def by_gene(self) -> pd.DataFrame:
-        """Tidy table: one row per type, path and gene, with absolute ``effect`` and ``monotonicity``, ``direction``."""
+        """Tidy table of effects.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per ``category``, ``path`` and ``gene``, with absolute ``effect`` and ``monotonicity``, and
+            ``direction``.
+        """
         index = pd.MultiIndex.from_product(
             [self.categories, self.paths, self.genes], names=("category", "path", "gene")
         )
@@ -86,7 +102,12 @@ class Traversal:
         return pd.DataFrame(columns, index=index).reset_index()
 
     def to_uns(self) -> dict:
-        """Arrays and scalars only, which every file format of AnnData keeps."""
+        """Convert to arrays and scalars, which every AnnData file format can store.
+
+        Returns
+        -------
+        dict
+        """
         entry = {name: getattr(self, name) for name in _ARRAYS}
         tables = {name: getattr(self, name) for name in _TABLES}
         entry |= {name: {column: _plain(values) for column, values in table.items()} for name, table in tables.items()}
@@ -94,7 +115,17 @@ class Traversal:
 
     @classmethod
     def from_uns(cls, entry: Mapping) -> Traversal:
-        """Read what :meth:`to_uns` made, also after a file."""
+        """Create from the output of :meth:`to_uns`, including one that was read from a file.
+
+        Parameters
+        ----------
+        entry
+            Entry of ``uns``.
+
+        Returns
+        -------
+        Traversal
+        """
         arrays = {name: np.asarray(entry[name]) for name in _ARRAYS}
         # Files do not keep the order of a mapping.
         tables = {name: pd.DataFrame({k: np.asarray(entry[name][k]) for k in _TABLES[name]}) for name in _TABLES}

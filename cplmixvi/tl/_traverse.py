@@ -50,55 +50,57 @@ def traverse(
     moved: float = 1.0,
     n_draws: int = 0,
 ) -> Traversal:
-    r"""Hold the type, move the state, and decode.
+    r"""Hold the cell type fixed, move the state, and decode.
 
-    For every type, each dimension of the state walks in even steps between two quantiles of the states of the type's
-    cells, the other dimensions at the type's mean; and one more path, ``"main"``, walks along the first principal
-    direction :math:`v` of these states, :math:`\bar z + t v`, between the same quantiles of :math:`t`. Each arm decodes
-    in its own coordinates (see :class:`~cplmixvi.module.StateAlignment`), and the decoded parameters are averaged over
-    arms, and over the batches and covariates of the type's cells.
+    For each category, each dimension of the state moves in equal steps between two quantiles of the states of the
+    category's cells, with the other dimensions at the category's mean. An additional path, ``"main"``, follows the
+    first principal direction :math:`v` of these states, :math:`\bar z + t v`, between the same quantiles of :math:`t`.
+    Each arm decodes in its own coordinates (see :class:`~cplmixvi.module.StateAlignment`), and the decoded parameters
+    are averaged over arms and over the batches and covariates of the category's cells.
 
     Parameters
     ----------
     adata
-        Cells that :func:`annotate` has annotated with this model.
+        Cells annotated by :func:`annotate` with this model.
     model
         The model.
     categories
-        Types to walk through; all with at least five cells if `None`.
+        Categories to traverse; all with at least five cells if `None`.
     gene_sets
-        Sets to summarise beside the markers of the type and the built-in sets (immediate early, housekeeping and
-        interferon genes, human and mouse): gene names by name of the set, or the path of a GMT file.
+        Gene sets to summarise in addition to the markers of the categories and the built-in sets (immediate early,
+        housekeeping and interferon genes, human and mouse): a mapping from set names to gene names, or the path of a
+        GMT file.
     n_steps
-        Steps of a path, at least 3.
+        Number of steps of a path, at least 3.
     key_added
-        Name of the annotation, to which the result is added.
+        Name of the annotation to which the result is added.
     markers
-        Markers of the types: a table with ``category`` and ``gene`` such as that of :func:`rank_genes`, or lists of
-        genes by category. By default the 20 best of :func:`rank_genes` whose fold change is at least 2 and whose
-        adjusted p-value is at most 0.01, among the model's genes.
+        Markers of the categories: a table with columns ``category`` and ``gene``, such as that returned by
+        :func:`rank_genes`, or lists of genes by category. By default the top 20 genes of :func:`rank_genes` with a fold
+        change of at least 2 and an adjusted p-value of at most 0.01, among the model's genes.
     quantiles
-        Ends of the paths.
+        Quantiles at the two ends of the paths.
     library_size
-        Molecules in the model's genes that counts are scaled to; the median of the cells that the model was trained on
-        if `None`. Without effect on log and binary values.
+        Total molecules over the model's genes to which counts are scaled; the median of the cells that the model was
+        trained on if `None`. No effect on log and binary values.
     moved
-        A gene moves along a path if it changes by at least so many of its standard deviations over all cells.
+        A gene moves along a path if it changes by at least this many of its standard deviations over all cells.
     n_draws
-        Re-encode so many cells drawn at every step; 0 for the expected expression itself.
+        Number of cells to draw and re-encode at each step; with 0, the expected expression itself is re-encoded.
 
     Returns
     -------
     Traversal
-        Expression is ``log1p`` of counts scaled to the library size, or what the model was given, log or binary values.
+        Expression is ``log1p`` of counts scaled to the library size or, for log and binary values, on the scale of the
+        model's input.
 
-        Written: ``uns[key_added]["traversals"]``, the same as arrays.
+        Also writes ``uns[key_added]["traversals"]``, the same content as arrays.
 
     Raises
     ------
     ValueError
-        If there is no annotation by this model under ``key_added``, a category is not one of it or has too few cells, a
-        gene set has none of the model's genes, or an option is out of range. Nothing is written then.
+        If there is no annotation by this model under ``key_added``, a category is not part of it or has too few cells,
+        a gene set has none of the model's genes, or an option is out of range. Nothing is written in these cases.
     """
     _check_options(n_steps, quantiles, library_size, moved, n_draws)
     labels = read_labels(adata, key_added)
