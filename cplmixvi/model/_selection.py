@@ -31,7 +31,7 @@ class SelectionMixin(Mixin):
 
     @property
     def selection(self) -> Selection | None:
-        """Result of the last :meth:`select_n_categories`; `None` if the number of categories was given."""
+        """Result of the last :meth:`select_n_categories`; `None` before the first call."""
         if self.selection_ is None:
             return None
         table = pd.DataFrame(self.selection_).set_index("n_categories")

@@ -92,7 +92,8 @@ def stability(
     Raises
     ------
     ValueError
-        If ``adata`` has no result under ``key`` or has other cells than the model, or an option is out of range.
+        If ``adata`` has no result under ``key`` or has other cells than the model, an option is out of range, or
+        ``obs[key_stability]`` was not written by cplmixvi.
     """
     _check_options(n_repeats, subsample, seed)
     labels = read_labels(adata, key)

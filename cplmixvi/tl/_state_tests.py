@@ -20,7 +20,7 @@ def compare_states(adata: AnnData, key: str = DEFAULT_KEY) -> pd.DataFrame:
     variance from 0 to 1, show whether a difference matters.
 
     .. math::
-        \varepsilon^2_{\text{location}} = \frac{H - k + 1}{n - k}, \qquad
+        \eta^2_{\text{location}} = \frac{H - k + 1}{n - k}, \qquad
         \eta^2_{\text{spread}} = \frac{(k - 1) W}{(k - 1) W + n - k}
 
     with :math:`k` categories, :math:`n` cells, the Kruskal-Wallis statistic :math:`H` and Levene's :math:`W`.
