@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import wraps
-
+import numpy as np
+import pandas as pd
 from scvi.model.base import RNASeqMixin
 
 from ._mixin import Mixin
@@ -12,23 +12,74 @@ from ._mixin import Mixin
 class InheritedMixin(RNASeqMixin, Mixin):
     """Getters that scvi-tools' own models have."""
 
-    @wraps(RNASeqMixin.get_likelihood_parameters)
-    def get_likelihood_parameters(self, *args, **kwargs):
-        """See scvi-tools; of negative binomial counts only."""
+    def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
+        """Parameters of the likelihood of counts, averaged over the arms.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of :meth:`scvi.model.base.RNASeqMixin.get_likelihood_parameters`.
+
+        Returns
+        -------
+        dict
+            ``mean`` and ``dispersions``, ``(n_cells, n_genes)``, and ``dropout`` with ``likelihood="zinb"``.
+
+        Raises
+        ------
+        NotImplementedError
+            If the likelihood is not negative binomial.
+
+        Examples
+        --------
+        >>> sorted(model.get_likelihood_parameters())
+        ['dispersions', 'mean']
+        """
         self._check_dispersion("get_likelihood_parameters")
         # By what scvi-tools' modules call it.
         self.module.gene_likelihood = self.likelihood
         return super().get_likelihood_parameters(*args, **kwargs)
 
-    @wraps(RNASeqMixin.get_feature_correlation_matrix)
-    def get_feature_correlation_matrix(self, *args, **kwargs):
-        """See scvi-tools; of negative binomial counts only."""
+    def get_feature_correlation_matrix(self, *args, **kwargs) -> pd.DataFrame:
+        """Correlation of genes in denoised counts.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of :meth:`scvi.model.base.RNASeqMixin.get_feature_correlation_matrix`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``(n_genes, n_genes)``.
+
+        Raises
+        ------
+        NotImplementedError
+            If the likelihood is not negative binomial.
+
+        Examples
+        --------
+        >>> model.get_feature_correlation_matrix(n_samples=2).shape == (adata.n_vars, adata.n_vars)
+        True
+        """
         self._check_dispersion("get_feature_correlation_matrix")
         return super().get_feature_correlation_matrix(*args, **kwargs)
 
-    @wraps(RNASeqMixin.get_latent_library_size)
-    def get_latent_library_size(self, *args, **kwargs):
-        """See scvi-tools; there is none here."""
+    def get_latent_library_size(self, *args, **kwargs) -> np.ndarray:
+        """Not available: the library size is observed, or given as a size factor.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+
+        Examples
+        --------
+        >>> model.get_latent_library_size()
+        Traceback (most recent call last):
+        NotImplementedError: The library size is observed, or a size factor that is given, and has no posterior.
+        """
         raise NotImplementedError("The library size is observed, or a size factor that is given, and has no posterior.")
 
     def _check_dispersion(self, name: str) -> None:

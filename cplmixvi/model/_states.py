@@ -172,7 +172,7 @@ class StatesMixin(Mixin):
         if category not in names:
             raise ValueError(f"category={category!r} is not one of the model's: {', '.join(names[:20])}.")
         code = names.index(category)
-        if not state.isfinite().all():
+        if not torch.isfinite(state).all():
             raise ValueError("state has values that are not finite.")
         if library_size is None:
             library_size = float(self.module.target_library)
