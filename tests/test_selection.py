@@ -31,7 +31,7 @@ def test_well_separated_types_are_counted(make_counts, n_types):
     best = selection.table.loc[selection.n_categories]
     assert best["agreement"] > 0.9
     assert best["score"] == selection.table["score"].max()
-    assert best["score"] == pytest.approx(best["agreement"] + 0.1 * np.log(selection.n_categories))
+    assert best["score"] == pytest.approx(best["agreement"] - 0.7 / selection.n_categories)
     assert best["n_stable"] > n_types - 1.5
 
 
@@ -80,7 +80,7 @@ def test_agreement_of_labels_is_measured_after_matching():
     same = _halves.agreement([labels, renamed], 3)
     assert same["agreement"] == same["ari"] == same["similarity"] == 1
     assert same["n_stable"] == 3
-    assert same["score"] == pytest.approx(1 + 0.1 * np.log(3))
+    assert same["score"] == pytest.approx(1 - 0.7 / 3)
     merged = np.where(labels == 2, 1, labels)
     half = _halves.agreement([labels, merged], 3)
     assert half["agreement"] == pytest.approx(2 / 3)

@@ -37,7 +37,7 @@ class Selection:
     table
         Indexed by ``n_categories``, ascending; means over pairs of fits:
 
-        - ``score``: ``agreement`` plus a tenth of the logarithm of ``n_categories``, what more categories are worth;
+        - ``score``: ``agreement`` minus ``0.7 / n_categories``, which favours more categories;
         - ``agreement``: share of cells in the same category, with categories matched one to one;
         - ``ari``: adjusted Rand index;
         - ``similarity``: Jaccard index of a category and its partner (cells in both over cells in either), mean over
@@ -69,10 +69,10 @@ def select_n_categories(
 
     Splitting a Poisson count by fair coin flips gives two independent Poisson counts, so that two fits share no noise
     (count splitting: Neufeld et al. 2024, Biostatistics 25:270). The score of a number :math:`K` is
-    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] + (1 - r)\log K` for the labels :math:`c_1, c_2` of two fits, matched
-    one to one, with :math:`r = 0.9`. Suppose that both halves cut one of :math:`K` types of equal size in two, in the
-    same way for a share :math:`r'` of its cells. This costs them :math:`(1 - r') / K` of their agreement, while the
-    logarithm grows by nearly :math:`1 / K`: the cut is worthwhile if :math:`r' > r`, whatever the number of types.
+    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] - \frac{0.7}{K}` for the labels :math:`c_1, c_2` of two fits, matched
+    one to one. Suppose that both halves cut one of :math:`K` types of equal size in two, in the same way for a share
+    :math:`r` of its cells. This costs :math:`(1 - r) / K` of the agreement and gains :math:`0.7 / (K (K + 1))`: the cut
+    is worthwhile if :math:`r > 1 - 0.7 / (K + 1)`, 0.77 of two types and 0.94 of ten.
 
     Parameters
     ----------
