@@ -189,6 +189,17 @@ def test_draws_have_the_moments_that_the_likelihood_says(emission):
         assert torch.allclose(log_prob[0], reference, atol=1e-4)
 
 
+def test_a_trained_one_is_used_again(adata, model):
+    cells = adata[:200].copy()
+    cpl.CplMixVI.setup_anndata(cells)
+    again = cpl.CplMixVI(cells, n_categories=3, n_hidden=16, augment=learned(model))
+    assert learned(again).fitted
+    assert learned(again) is not learned(model)
+    fewer = adata[:, :50].copy()
+    cpl.CplMixVI.setup_anndata(fewer)
+    assert not learned(cpl.CplMixVI(fewer, n_categories=3, augment=learned(model))).fitted
+
+
 def test_what_cannot_be_trained_is_said(adata):
     cpl.CplMixVI.setup_anndata(adata)
     with pytest.raises(ValueError, match="no learned augmenter"):

@@ -1,6 +1,7 @@
 """JointVAE and CascadeVAE: their objectives, their schedules, and their use as models."""
 
 import math
+import warnings
 from itertools import product
 
 import numpy as np
@@ -264,3 +265,17 @@ def test_clusters_far_apart_are_found():
         leiden(neighbour_graph(components), resolution=0.1),
     ):
         assert cpl.metrics.accuracy(truth, labels) == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:(Probabilities are almost flat|All cells|Only):UserWarning")
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_cascade_has_all_likelihoods_of_counts(make_counts, likelihood):
+    adata = make_counts(n_obs=80, n_vars=30)
+    CascadeVAE.setup_anndata(adata)
+    model = CascadeVAE(adata, np.int64(3), likelihood=likelihood, n_hidden=8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*within the support")
+        model.train(max_epochs=2, enable_progress_bar=False)
+    assert model.predict().shape == (80,)
+    with pytest.raises(ValueError, match="no warm start"):
+        model.train(max_epochs=1, plan_kwargs={"warm_start": True})

@@ -147,6 +147,16 @@ def test_the_levels_are_written_for_the_cells_they_are_of(treated, trained, tmp_
     assert np.array_equal(cpl.CplMixVI.load(tmp_path / "model", trained.adata).condition_, trained.condition_)
 
 
+def test_levels_go_where_a_model_learns_from_other_cells(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    for cells, keeps in ((trained.adata[::-1].copy(), False), (trained.adata.copy(), True)):
+        model = cpl.CplMixVI.load(tmp_path / "model", cells)
+        model.train(max_epochs=1, enable_progress_bar=False)
+        assert (model.condition_ is not None) == keeps
+        cpl.tl.annotate(cells, model, overwrite=True)
+        assert ("cplmixvi_condition" in cells.obs) == keeps
+
+
 def test_it_can_be_left_out_or_named(treated, monkeypatch):
     looks = []
 

@@ -235,3 +235,9 @@ def test_evaluate_collects_every_score():
 def test_a_confidence_for_every_cell_is_needed():
     with pytest.raises(ValueError, match="confidence has 2 entries for 3 cells"):
         metrics.evaluate(["a", "a", "b"], [0, 0, 1], confidence=[0.5, 0.5])
+
+
+def test_a_label_to_ignore_may_be_a_string():
+    truth, found = ["a", "b", "unknown", "a"], [0, 1, 2, 0]
+    assert metrics.evaluate(truth, found, ignore="unknown") == metrics.evaluate(truth, found, ignore=["unknown"])
+    assert metrics.evaluate(truth, found, ignore="unknown")["n_types"] == 2

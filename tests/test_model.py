@@ -262,6 +262,17 @@ def test_getters_of_scvi_tools_work_or_say_why_not(adata, model):
             getter()
 
 
+@pytest.mark.parametrize("options", [{}, {"distance": "perturbed", "epsilon": None}], ids=str)
+def test_half_precision_trains(adata, options):
+    model = quick(adata, train={"precision": "bf16-mixed"}, **options)
+    assert np.isfinite(model.get_elbo())
+    assert model.training_["n_epochs"] == 2
+
+
+def test_epochs_are_counted_without_a_logger(adata):
+    assert quick(adata, train={"logger": False}).training_["n_epochs"] == 2
+
+
 def test_a_string_is_no_list_of_columns(adata):
     for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
         with pytest.raises(ValueError, match=r"give a list, \['age'\]"):

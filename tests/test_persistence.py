@@ -280,6 +280,17 @@ class TestWhatIsRefused:
         change(saved / META, **entries)
         self.refused(saved, message)
 
+    def test_prefixes_that_are_paths(self, model, saved, tmp_path):
+        for prefix in ("../x_", "x/y", str(tmp_path / "x_")):
+            with pytest.raises(ValueError, match="not of a path"):
+                model.save(tmp_path / "other", prefix=prefix)
+            with pytest.raises(ValueError, match="not of a path"):
+                cpl.CplMixVI.load(saved, adata=False, prefix=prefix)
+        assert not (tmp_path / "other").exists()
+
+    def test_fewer_cells_than_categories_are_enough_to_load(self, saved, adata):
+        assert cpl.CplMixVI.load(saved, adata=adata[:2].copy()).predict().shape == (2,)
+
     def test_whatever_else_is_in_the_json(self, saved, adata):
         rng = random.Random(0)
         text = (saved / META).read_text()

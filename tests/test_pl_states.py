@@ -2,6 +2,7 @@
 
 import warnings
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,6 +135,12 @@ class TestTraversal:
         ax = pl.traversal(adata, gene_sets=["mine"], path="1", categories=["0"]).flat[0]
         column = np.asarray(ax.images[0].get_array())[:, ticks(ax.xaxis).index(adata.var_names[0])]
         np.testing.assert_allclose(column, (hump - 5) / entry["deviation"][0], rtol=1e-5)
+
+    def test_results_that_come_from_zarr_are_drawn(self, walked, tmp_path):
+        walked[0].write_zarr(tmp_path / "cells.zarr")
+        adata = anndata.read_zarr(tmp_path / "cells.zarr")
+        expected, found = (pl.traversal(cells, gene_sets=["mine"]) for cells in (walked[0], adata))
+        assert ticks(expected[0, 0].xaxis) == ticks(found[0, 0].xaxis)
 
     def test_markers_are_those_of_the_type(self, walked):
         adata, result = walked

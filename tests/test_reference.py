@@ -82,3 +82,13 @@ def test_unassigned_cells_keep_that_name(uncertain):
     named = uncertain.obs["cplmixvi_cell_type"]
     assert (named[uncertain.obs["cplmixvi"] == "unassigned"] == "unassigned").all()
     assert (named[uncertain.obs["cplmixvi"] == "0"] == "B").all()
+
+
+@pytest.mark.parametrize("name", ["cplmixvi_confidence", "cplmixvi_condition", 5])
+def test_names_do_not_replace_what_belongs_to_the_result(adata, name):
+    with pytest.raises(ValueError, match="choose another column"):
+        cpl.tl.map_to_reference(adata, "cell_type", key_added=name)
+    assert name not in adata.obs
+    adata.obs["confidence"] = adata.obs["cell_type"]
+    with pytest.raises(ValueError, match="choose another column"):
+        cpl.tl.map_to_reference(adata, "confidence")

@@ -1,6 +1,7 @@
 """The number of categories that halves of the data agree on."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 import torch
@@ -31,7 +32,7 @@ def test_well_separated_types_are_counted(make_counts, n_types):
     best = selection.table.loc[selection.n_categories]
     assert best["agreement"] > 0.9
     assert best["score"] == selection.table["score"].max()
-    assert best["score"] == pytest.approx(best["agreement"] - 0.7 / selection.n_categories)
+    assert best["score"] == pytest.approx(best["agreement"] - 1 / selection.n_categories)
     assert best["n_stable"] > n_types - 1.5
 
 
@@ -80,7 +81,7 @@ def test_agreement_of_labels_is_measured_after_matching():
     same = _halves.agreement([labels, renamed], 3)
     assert same["agreement"] == same["ari"] == same["similarity"] == 1
     assert same["n_stable"] == 3
-    assert same["score"] == pytest.approx(1 - 0.7 / 3)
+    assert same["score"] == pytest.approx(2 / 3)
     merged = np.where(labels == 2, 1, labels)
     half = _halves.agreement([labels, merged], 3)
     assert half["agreement"] == pytest.approx(2 / 3)
@@ -158,3 +159,11 @@ def test_a_warning_where_there_are_no_types():
     cpl.CplMixVI.setup_anndata(adata)
     with pytest.warns(UserWarning, match="may be no distinct types"):
         cpl.CplMixVI(adata, n_hidden=8).select_n_categories([2, 3])
+
+
+def test_unstable_categories_do_not_beat_fewer_on_which_halves_agree():
+    columns = {"score": [0.5, 0.55, 0.6, 0.62], "agreement": [1.0, 0.88, 0.85, 0.82], "n_stable": [2.0, 2.4, 3.6, 3.0]}
+    table = pd.DataFrame(columns, index=[2, 3, 4, 5])
+    assert list(_selection._capped(table)) == [0.5, 0.5, 0.6, 0.5]
+    table["agreement"] = 0.9
+    assert list(_selection._capped(table)) == [0.5, 0.55, 0.6, 0.62]

@@ -118,7 +118,7 @@ class TestTraverse:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"categories": ["0", "B"]}, "'B'; categories of the annotation are 0, 1, 2"),
+            ({"categories": ["0", "B"]}, "'B'; categories of the annotation are '0', '1', '2'"),
             ({"categories": []}, "none given"),
             ({"n_steps": 2}, "n_steps=2"),
             ({"quantiles": (0.9, 0.1)}, "quantiles="),

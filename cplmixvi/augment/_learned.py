@@ -41,12 +41,19 @@ class LearnedAugmenter(Augmenter):
         self.n_latent, self.n_hidden = n_latent, n_hidden
         self.generator: Generator | None = None
         self.on_counts = False
+        self._built: tuple[int, str] | None = None
         #: Whether it has been trained; saved with the weights.
         self.fitted = False
         self.register_buffer("target_library", torch.tensor(1.0))
 
     def build(self, n_genes: int, likelihood: str, target_library: float) -> None:
-        """Create the networks, untrained; see :meth:`Augmenter.build`."""
+        """Create the networks, untrained; see :meth:`Augmenter.build`.
+
+        Networks that were trained on as many genes with the same likelihood are kept.
+        """
+        if self.fitted and self._built == (n_genes, likelihood):
+            return
+        self._built = n_genes, likelihood
         self.on_counts = likelihood in COUNT_LIKELIHOODS
         self.target_library.fill_(target_library)
         self.generator = Generator(n_genes, likelihood, self.n_latent, self.n_hidden)

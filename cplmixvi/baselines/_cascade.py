@@ -7,7 +7,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from torch import nn
 
-from cplmixvi.module import Arm, ArmOutput, Covariates
+from cplmixvi.module import Arm, ArmOutput, Covariates, likelihood_class
 
 from ._assignment import assign_categories
 from ._model import SingleArmModel, doc_of
@@ -41,6 +41,9 @@ class CascadeArm(Arm):
             Of the cells.
         """
         counts = x if self.library is None else torch.expm1(x)
+        if type(self.likelihood) in (likelihood_class("poisson"), likelihood_class("zinb")):
+            # Torch's distributions take whole numbers only.
+            counts = counts.round()
         library = x.new_ones(len(x), 1) if self.library is None else self.library.to(x).expand(len(x), 1)
         columns = []
         for index in range(self.n_categories):

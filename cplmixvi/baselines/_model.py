@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anndata import AnnData
 
+from cplmixvi import pp
 from cplmixvi.augment import Augment
 from cplmixvi.model import CplMixVI
 
@@ -48,7 +49,7 @@ class SingleArmModel(CplMixVI):
         registry: dict | None = None,
         **module_kwargs,
     ):
-        if not isinstance(n_categories, int) or n_categories < 2:
+        if not pp.is_whole(n_categories) or n_categories < 2:
             raise ValueError(
                 f"n_categories={n_categories!r} must be a whole number of at least 2: baselines do not find it."
             )
@@ -78,7 +79,7 @@ class SingleArmModel(CplMixVI):
         ValueError
             If a ``warm_start`` is requested, which these methods do not have.
         """
-        if kwargs.pop("warm_start", False):
+        if kwargs.pop("warm_start", False) or (kwargs.get("plan_kwargs") or {}).get("warm_start"):
             raise ValueError(f"{type(self).__name__} has no warm start; leave warm_start out.")
         super().train(max_epochs, warm_start=False, **kwargs)
 

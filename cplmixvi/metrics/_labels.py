@@ -69,7 +69,8 @@ def reference_mask(y_true, ignore: Sequence = ()) -> np.ndarray:
     """
     values = pd.Series(y_true).reset_index(drop=True)
     # A copy, because torch takes no mask that pandas has made read-only.
-    mask = (values.notna() & ~values.isin(list(ignore))).to_numpy(copy=True)
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    mask = (values.notna() & ~values.isin(ignore)).to_numpy(copy=True)
     if not mask.any():
         raise ValueError(
             f"{len(mask)} cells given, none has a reference label; at least one is needed: check y_true and ignore"

@@ -138,7 +138,7 @@ class CplMixVI(
         )
         augmenter = resolve(augment, likelihood)
         if adata is not None:
-            pp.check_n_categories(self.n_categories, n_obs, self.label_names)
+            pp.check_n_categories(self.n_categories, n_obs if registry is None else np.inf, self.label_names)
             values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             layer = self.registry_["setup_args"].get("layer")
             pp.check_values(
@@ -338,7 +338,7 @@ class CplMixVI(
             if resume is not None:
                 settings, checkpoints = self._resumed(resume, given, checkpoint_dir, checkpoint_every)
             if checkpoints is not None:
-                settings["callbacks"] = [*settings.get("callbacks", ()), checkpoints]
+                settings["callbacks"] = [*(settings.get("callbacks") or ()), checkpoints]
             self._fit(settings, resumable=checkpoint_dir if resume is None else resume)
             report = self._report_of_some()
             self._record_training(report)

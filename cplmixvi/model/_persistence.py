@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +23,7 @@ from ._devices import resolve_device
 from ._genes import check_same_genes
 from ._mixin import Mixin
 from ._report import Report
-from ._saved import is_kept, part, take_over
+from ._saved import checked_prefix, fitting_together, is_kept, part, take_over
 
 #: Packages whose versions decide what a model does.
 PACKAGES = ("cplmixvi", "scvi-tools", "torch", "anndata", "numpy")
@@ -85,7 +83,7 @@ class PersistenceMixin(Mixin):
             )
         if save_anndata and self.adata is None:
             raise ValueError("The model has no AnnData to save; leave out save_anndata.")
-        path, prefix = Path(dir_path), prefix or ""
+        path, prefix = Path(dir_path), checked_prefix(prefix)
         if path.exists() and not (overwrite and path.is_dir()):
             raise ValueError(
                 f"{str(path)!r} exists; name another folder"
@@ -172,13 +170,13 @@ class PersistenceMixin(Mixin):
         if adata is True:
             raise ValueError("adata=True was given; give an AnnData, None for the saved cells, or False for none.")
         target = resolve_device(accelerator, device)
-        path, prefix = Path(dir_path), prefix or ""
+        path, prefix = Path(dir_path), checked_prefix(prefix)
         saved = cls._read(path, prefix, *(allowed_classes_names_list or ()))
         registry = part(saved, "registry")
         if adata is None:
             adata = _saved_cells(path / f"{prefix}{io.ANNDATA}", saved)
         adata = None if adata is False else adata
-        with _fitting_together(path):
+        with fitting_together(path):
             if adata is not None:
                 check_same_genes(adata, saved.meta["genes"])
                 cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
@@ -351,6 +349,10 @@ class PersistenceMixin(Mixin):
         if self.adata is not None:
             read = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             digest = pp.input_hash(read, self.adata.var_names)
+        # The plan of this training, which found a condition in these cells or did not.
+        plan = self.trainer.lightning_module
+        if digest != (self.training_ or {}).get("input_sha256") and getattr(plan, "level", None) is None:
+            self.condition_ = None
         self.training_ = {
             "n_obs": int(self.summary_stats.n_cells),
             "n_cells": int(self.summary_stats.n_cells if self.train_indices is None else len(self.train_indices)),
@@ -358,7 +360,7 @@ class PersistenceMixin(Mixin):
             "values": values,
             "source": "adata.X" if layer is None else f"adata.layers[{layer!r}]",
             "input_sha256": digest,
-            "n_epochs": max((len(frame) for frame in (self.history or {}).values()), default=0),
+            "n_epochs": int(self.trainer.current_epoch),
             "seed": scvi.settings.seed,
             "report": None if report is None else str(report),
             "versions": _versions(),
@@ -367,19 +369,6 @@ class PersistenceMixin(Mixin):
 
 def _versions() -> dict[str, str]:
     return {**{name: version(name) for name in PACKAGES}, "python": python_version()}
-
-
-@contextmanager
-def _fitting_together(path: Path) -> Iterator[None]:
-    """Say of what Python says about arguments and entries of a file that it is the file that is wrong."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise io.ModelFileError(
-            f"What is in {str(path)!r} does not fit together ({type(error).__name__}: {said}); copy or save the model "
-            "again, or load it with the version that saved it."
-        ) from error
 
 
 def _saved_cells(path: Path, saved: io.Saved) -> AnnData | None:

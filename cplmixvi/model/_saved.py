@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 from scvi.model.base import BaseModelClass
 
@@ -65,3 +69,23 @@ def _check_weights(given: dict[str, object], expected: dict[str, object]) -> Non
             raise io.ModelFileError(
                 f"Weights {name} are {shown}; the model needs {value.dtype} {tuple(value.shape)}; {mend}"
             )
+
+
+def checked_prefix(prefix: str | None) -> str:
+    """Beginning of the names of the files of a model; ValueError if it is that of a path."""
+    if prefix and Path(prefix).name != prefix:
+        raise ValueError(f"prefix={prefix!r} must be the beginning of the names of files, and not of a path.")
+    return prefix or ""
+
+
+@contextmanager
+def fitting_together(path: Path) -> Iterator[None]:
+    """Say of what Python says about arguments and entries of a file that it is the file that is wrong."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise io.ModelFileError(
+            f"What is in {str(path)!r} does not fit together ({type(error).__name__}: {said}); copy or save the model "
+            "again, or load it with the version that saved it."
+        ) from error

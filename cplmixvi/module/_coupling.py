@@ -133,7 +133,7 @@ class Coupling(nn.Module):
             return running
         batch = category_variance(log_q.exp())
         with torch.no_grad():
-            running.lerp_(batch.detach(), self.momentum)
+            running.lerp_(batch.detach().to(running), self.momentum)
         return batch + (running - batch).detach()
 
 

@@ -343,7 +343,7 @@ class CplMixVAE(BaseModuleClass):
             divergence, information = guide_divergence(log_qc, tensors[GUIDE_KEY])
             objective = objective + self.guide_weight.value * divergence.sum(0)
             n_cells = n_processes() * len(tensors[GUIDE_KEY])
-            self.guide_information.lerp_(information, n_cells / (n_cells + 1_000))
+            self.guide_information.lerp_(information.to(self.guide_information), n_cells / (n_cells + 1_000))
             metrics["guide_divergence"] = divergence.detach().mean() / self.guide_information.clamp_min(1e-3)
             metrics["guide_weight"] = self.guide_weight.value.clone()
         elif KNOWN_KEY in tensors:

@@ -46,6 +46,7 @@ class DualWeight(nn.Module):
     @torch.no_grad()
     def observe(self, ratio: torch.Tensor) -> None:
         """Note what the ratio (a 0-d tensor) is where nothing holds it down; a running average."""
+        ratio = ratio.to(self.level)
         self.level.copy_(torch.where(self.level > 0, torch.lerp(self.level, ratio, _MOMENTUM), ratio))
 
     @torch.no_grad()

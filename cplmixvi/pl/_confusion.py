@@ -139,7 +139,8 @@ def _labelled(adata: AnnData, reference_key: str, key: str, ignore: Sequence[str
     """Get reference types and categories of all cells, once it is sure that some cell has a reference type."""
     reference = read_obs(adata, reference_key, argument="reference_key")
     labels = read_obs(adata, key, argument="key")
-    if not (reference.notna() & ~reference.isin(list(ignore))).any():
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    if not (reference.notna() & ~reference.isin(ignore)).any():
         raise ValueError(
             f"reference_key={reference_key!r} was given but adata.obs[{reference_key!r}] names no type for any cell; "
             "some cells with a reference type are needed; pass another column or a shorter ignore."

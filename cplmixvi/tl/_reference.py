@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from cplmixvi import metrics
-from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED
+from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED, ResultKeys
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,19 @@ def map_to_reference(
     Raises
     ------
     ValueError
-        If a column is missing, ``key_added`` is one of the two columns read, or ``min_purity`` is outside ``[0, 1]``.
+        If a column is missing, ``key_added`` is a column that is read or part of the result, or ``min_purity`` is
+        outside ``[0, 1]``.
     """
     if not 0 <= min_purity <= 1:
         raise ValueError(f"min_purity={min_purity!r} is outside [0, 1]; give a share of cells.")
     key_added = key_added or f"{key}_{reference_key}"
     if key_added in (key, reference_key):
         raise ValueError(f"key_added={key_added!r} is what the names are made from; choose another column.")
+    keys = ResultKeys(key)
+    if not isinstance(key_added, str) or key_added in (keys.confidence, keys.agreement, keys.condition, keys.stability):
+        raise ValueError(
+            f"key_added={key_added!r} is no free name, or one of the result {key!r}; choose another column."
+        )
     reference, categories = _columns(adata, reference_key, key)
     confusion = metrics.confusion(reference, categories, ignore=ignore)
     sizes = categories.value_counts()

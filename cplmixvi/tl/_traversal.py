@@ -126,12 +126,15 @@ class Traversal:
         -------
         Traversal
         """
+        # zarr reads strings as a type of its own, with which NumPy cannot compare.
         arrays = {name: np.asarray(entry[name]) for name in _ARRAYS}
+        arrays |= {name: arrays[name].astype(object) for name in _NAMES}
         # Files do not keep the order of a mapping.
-        tables = {name: pd.DataFrame({k: np.asarray(entry[name][k]) for k in _TABLES[name]}) for name in _TABLES}
+        tables = {name: pd.DataFrame({k: _read(entry[name][k]) for k in _TABLES[name]}) for name in _TABLES}
         return cls(**arrays, **tables, params=dict(entry["params"]))
 
 
+_NAMES = ("categories", "paths", "genes")
 _ARRAYS = ("categories", "paths", "genes", "state", "expression", "effect", "monotonicity", "deviation")
 _TABLES = {
     "gene_sets": (
@@ -140,6 +143,11 @@ _TABLES = {
     "leakage": (*("category", "path", "n_markers", "markers_moved", "markers_observed", "markers_lost", "flip_rate"),),
     "members": ("gene_set", "category", "gene"),
 }
+
+
+def _read(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    return values if values.dtype.kind in "iufb" else values.astype(object)
 
 
 def _plain(values: pd.Series) -> np.ndarray:

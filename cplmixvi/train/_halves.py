@@ -23,8 +23,6 @@ from ._views import DIMENSIONS, SCALINGS, Projection, fitter_for, possible
 #: Similarity (Jaccard index) of a category in two fits above which it is stable (Hennig 2007, Computational Statistics
 #: & Data Analysis 52:258).
 STABLE = 0.6
-#: What is taken from the agreement with a single category, and less in proportion with more of them.
-TOO_FEW = 0.7
 COLUMNS = ("score", "agreement", "ari", "similarity", "n_stable")
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -104,7 +102,7 @@ def agreement(labels: Sequence[np.ndarray], k: int) -> dict[str, float]:
             )
         )
     agreement, ari, similarity, n_stable = np.mean(pairs, axis=0).tolist()
-    return dict(zip(COLUMNS, (agreement - TOO_FEW / k, agreement, ari, similarity, n_stable), strict=True))
+    return dict(zip(COLUMNS, (agreement - 1 / k, agreement, ari, similarity, n_stable), strict=True))
 
 
 def matched_table(first: np.ndarray, second: np.ndarray, k: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

@@ -24,6 +24,8 @@ MAX_CELLS = {"mixture": 5_000, "images": 12_000}
 #: Cells per category without which a type cannot be told from a chance group of outlying cells.
 _CELLS_PER_CATEGORY = 20
 _LARGEST = 150
+#: Agreement of halves that cannot be better, and the share of categories that must be stable for more than that many.
+_PERFECT, _STABLE_SHARE = 0.99, 0.85
 #: A number that scores so much below the best is worse, and not just unlucky.
 _MARGIN = 0.03
 
@@ -37,7 +39,8 @@ class Selection:
     table
         Indexed by ``n_categories``, ascending; means over pairs of fits:
 
-        - ``score``: ``agreement`` minus ``0.7 / n_categories``, which favours more categories;
+        - ``score``: ``agreement`` minus ``1 / n_categories``, which favours more categories; but no higher than that of
+          a smaller number with an agreement of at least 0.99, unless 0.85 of the categories are stable;
         - ``agreement``: share of cells in the same category, with categories matched one to one;
         - ``ari``: adjusted Rand index;
         - ``similarity``: Jaccard index of a category and its partner (cells in both over cells in either), mean over
@@ -69,10 +72,11 @@ def select_n_categories(
 
     Splitting a Poisson count by fair coin flips gives two independent Poisson counts, so that two fits share no noise
     (count splitting: Neufeld et al. 2024, Biostatistics 25:270). The score of a number :math:`K` is
-    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] - \frac{0.7}{K}` for the labels :math:`c_1, c_2` of two fits, matched
-    one to one. Suppose that both halves cut one of :math:`K` types of equal size in two, in the same way for a share
-    :math:`r` of its cells. This costs :math:`(1 - r) / K` of the agreement and gains :math:`0.7 / (K (K + 1))`: the cut
-    is worthwhile if :math:`r > 1 - 0.7 / (K + 1)`, 0.77 of two types and 0.94 of ten.
+    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] - \frac1K` for the labels :math:`c_1, c_2` of two fits, matched one to
+    one. Suppose that both halves cut one of :math:`K` types of equal size in two, in the same way for a share :math:`r`
+    of its cells. This costs :math:`(1 - r) / K` of the agreement and gains :math:`1 / (K (K + 1))`: the cut is
+    worthwhile if :math:`r > 1 - 1 / (K + 1)`, 0.67 of two types and 0.91 of ten. For few types that is little, so that
+    more categories have to be stable where halves agree on all cells.
 
     Parameters
     ----------
@@ -122,7 +126,18 @@ def select_n_categories(
             score(k)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).sort_index()
     table.index.name = "n_categories"
+    table["score"] = _capped(table)
     return Selection(table)
+
+
+def _capped(table: pd.DataFrame) -> pd.Series:
+    """Scores, of which those of unstable categories are no higher than that of fewer on which halves agree."""
+    settled = table.index[table["agreement"] >= _PERFECT]
+    if not len(settled):
+        return table["score"]
+    best = settled.max()
+    unstable = (table.index > best) & (table["n_stable"] < _STABLE_SHARE * table.index)
+    return table["score"].mask(unstable, table["score"].clip(upper=table["score"][best]))
 
 
 def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
