@@ -165,6 +165,7 @@ class TestOrderCategories:
         assert list(result["categories"]) == ["0", "1", "2", "3"]
         assert list(planted.obs["cplmixvi"].cat.categories) == ["0", "1", "2", "3"]
 
+    @pytest.mark.filterwarnings("ignore:Trying to modify attribute")
     def test_order_of_a_part_is_that_of_the_part(self, planted):
         before = dict(planted.uns["cplmixvi"])
         part = planted[:60]

@@ -147,7 +147,8 @@ def test_any_values_are_accepted_or_refused_in_words(values, likelihood, as_spar
     except ValueError as error:
         assert is_message(error)
         assert "\n" not in str(error)
-        fits = np.isfinite(matrix).all() and (matrix != 0).any(1).all()
+        # Larger values are refused, as single precision cannot compute with them.
+        fits = (np.abs(matrix) <= 1e8).all() and (matrix != 0).any(1).all()
         if likelihood in ("normal", "mse"):
             assert not fits
         return

@@ -87,7 +87,11 @@ def depth_of(manager: AnnDataManager) -> dict[str, float]:
         If a size factor is not positive.
     """
     depth = pp.library_size(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-    found = {"target_library": float(np.median(depth))}
+    # Empty cells, where they are allowed, say nothing of how deep others are.
+    has_any = depth > 0
+    if not has_any.any():
+        return {"target_library": 1.0}
+    found = {"target_library": float(np.median(depth[has_any]))}
     key = manager.registry["setup_args"].get("size_factor_key")
     if key is not None:
         factor = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float).ravel()
@@ -96,7 +100,7 @@ def depth_of(manager: AnnDataManager) -> dict[str, float]:
                 f"obs[{key!r}] has size factors that are not positive ({(factor <= 0).sum()} of {len(factor)} cells): "
                 "mend them, or leave size_factor_key out."
             )
-        found["size_factor_scale"] = float(np.median(depth / factor))
+        found["size_factor_scale"] = float(np.median((depth / factor)[has_any]))
     return found
 
 
