@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.train import CplMixSplitter, default_batch_size, default_max_epochs
+from cplmixvi.train._norms import WarmNorms
 from cplmixvi.train._splitter import without_single_tail
 
 
@@ -60,3 +62,37 @@ def test_training_minibatches_say_which_cells_they_hold(make_counts, sparse_tens
         np.testing.assert_array_equal(batch["X"].numpy(), adata.X[batch[CELL_KEY].numpy()].toarray())
     assert sorted(seen) == sorted(splitter.train_idx)
     assert seen != sorted(seen)
+
+
+def test_statistics_of_a_short_training_are_those_of_its_end():
+    """Running statistics of batch normalisation start at 0 and 1, and scvi-tools' follow slowly."""
+    n_steps = 100
+    batches = torch.linspace(5, 15, n_steps)[:, None, None] + 2 * torch.randn(n_steps, 64, 3)
+    norms = [torch.nn.Sequential(torch.nn.BatchNorm1d(3, momentum=0.01)).train() for _ in range(2)]
+    warm = WarmNorms(norms[1])
+    for n, batch in enumerate(batches):
+        warm.step()
+        for norm in norms:
+            norm(batch)
+        if n == 0:
+            torch.testing.assert_close(norms[1][0].running_mean, batch.mean(0))
+    slow, fast = (15 - norm[0].running_mean.mean() for norm in norms)
+    assert slow > 7
+    assert fast < 1.5
+    warm.release()
+    assert norms[1][0].momentum == 0.01
+    # Where many have been seen nothing changes.
+    norms[1][0].num_batches_tracked += 1_000
+    again = WarmNorms(norms[1])
+    again.step()
+    assert norms[1][0].momentum == 0.01
+
+
+def test_momenta_are_what_they_were_after_a_training(make_counts):
+    adata = make_counts(n_obs=60)
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, 2, n_hidden=8)
+    model.train(max_epochs=1, warm_start=False, enable_progress_bar=False)
+    norms = [part for part in model.module.modules() if isinstance(part, torch.nn.BatchNorm1d)]
+    assert {norm.momentum for norm in norms} == {0.01}
+    assert all(norm.num_batches_tracked == 4 for norm in norms)

@@ -29,6 +29,7 @@ from ._guide import MAX_CELLS, fit_guide, guide_input, known_categories
 from ._guide_state import guide_of, guide_state
 from ._labels import labelled
 from ._loader import Minibatches, is_on_disk
+from ._norms import WarmNorms
 from ._repeat import HalfFits, fit_halves
 from ._rollback import LastGood
 
@@ -108,6 +109,7 @@ class CplMixPlan(TrainingPlan):
         self._last_good = LastGood(self.module, module.n_input)
         self._skips_step = False
         self._memory = KeptMemory()
+        self._norms = WarmNorms(self.module)
 
     def get_optimizer_creator(self) -> Callable[..., torch.optim.Optimizer]:
         """Adam that updates all weights in one pass, where torch supports it; see :class:`scvi.train.TrainingPlan`."""
@@ -177,6 +179,7 @@ class CplMixPlan(TrainingPlan):
         # A training that is resumed has its guide already.
         if self.warm_start and not self._guide:
             self._start()
+        self._norms = WarmNorms(self.module)
         if n_processes() > 1:
             # What is the same in all processes until now, if there is a seed, must not be their noise.
             torch.manual_seed(same_everywhere(int(torch.randint(2**31 - 1, (1,)))) + process_index())
@@ -261,6 +264,7 @@ class CplMixPlan(TrainingPlan):
             batch[GUIDE_KEY] = labelled(guide(batch), known)
         if known is not None and not self._guide:
             batch[KNOWN_KEY] = known
+        self._norms.step()
         output = self._finite(batch)
         if output is None:
             self._go_back()
@@ -345,6 +349,7 @@ class CplMixPlan(TrainingPlan):
         self.module.guided = False
         self.module.augmenter.release()
         self._memory = KeptMemory()
+        self._norms.release()
         if self._own_augmenter:
             self.module.augmenter = self._own_augmenter.pop()
 
