@@ -347,8 +347,7 @@ def check_setup(
     Raises
     ------
     ValueError
-        If there are no cells or genes, gene names are not unique, the layer or a column is missing, or a cell lacks a
-        value.
+        If there are no cells or genes, gene names repeat, or the layer, a column or the value of a cell is missing.
 
     Examples
     --------
