@@ -7,8 +7,12 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Numba, under scanpy's neighbours, sets the threads of the whole process to its own number, torch's among them.
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# Numba, under scanpy's neighbours, sets the threads of the whole process to its own number, torch's among them. Where a
+# plugin of pytest has imported it, it takes no other number any more.
+if "numba" in sys.modules:
+    sys.modules["numba"].set_num_threads(1)
+else:
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 import scvi
