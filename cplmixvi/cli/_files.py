@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,8 +231,7 @@ def write(adata: AnnData, path: Path) -> None:
             adata.write_zarr(path)
 
 
-@contextmanager
-def all_strings() -> Iterator[None]:
+def all_strings() -> AbstractContextManager:
     """Let what is written have strings that may be missing, which a file that was read may have; as before afterwards.
 
     AnnData refuses them by default, for the sake of readers that do not know them.
@@ -240,10 +239,8 @@ def all_strings() -> Iterator[None]:
     import anndata as ad
 
     if hasattr(ad.settings, "allow_write_nullable_strings"):
-        with ad.settings.override(allow_write_nullable_strings=True):
-            yield
-    else:
-        yield
+        return ad.settings.override(allow_write_nullable_strings=True)
+    return nullcontext()
 
 
 def check_names(adata: AnnData, path: Path) -> None:

@@ -59,6 +59,14 @@ def encode(labels) -> tuple[np.ndarray, list]:
     return np.where(codes < 0, -1, rank[codes] if len(uniques) else -1), [uniques[i] for i in order]
 
 
+def has_label(values, ignore: Sequence = ()) -> np.ndarray:
+    """Which cells have a label that is not to be ignored, ``(n_obs,)``; a single label to ignore may be a string."""
+    values = pd.Series(values).reset_index(drop=True)
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    # A copy, because torch takes no mask that pandas has made read-only.
+    return (values.notna() & ~values.isin(ignore)).to_numpy(copy=True)
+
+
 def reference_mask(y_true, ignore: Sequence = ()) -> np.ndarray:
     """Which cells have a reference label, ``(n_obs,)``.
 
@@ -67,10 +75,7 @@ def reference_mask(y_true, ignore: Sequence = ()) -> np.ndarray:
     ValueError
         When none has.
     """
-    values = pd.Series(y_true).reset_index(drop=True)
-    # A copy, because torch takes no mask that pandas has made read-only.
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    mask = (values.notna() & ~values.isin(ignore)).to_numpy(copy=True)
+    mask = has_label(y_true, ignore)
     if not mask.any():
         raise ValueError(
             f"{len(mask)} cells given, none has a reference label; at least one is needed: check y_true and ignore"

@@ -45,9 +45,7 @@ def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
         If epochs, cells per step or the share of training cells are out of range, or neither epochs are given nor the
         number of cells that a data module has.
     """
-    for name in ("max_epochs", "batch_size"):
-        if given.get(name) is not None:
-            check_positive(**{name: given[name]})
+    check_positive(**{name: given[name] for name in ("max_epochs", "batch_size") if given.get(name) is not None})
     train_size = given.get("train_size")
     if train_size is not None and not 0 < train_size <= 1:
         raise ValueError(f"train_size={train_size!r} must be a share of the cells, above 0 and at most 1.")

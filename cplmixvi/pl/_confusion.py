@@ -8,6 +8,7 @@ import numpy as np
 
 from cplmixvi import metrics
 from cplmixvi._constants import UNASSIGNED
+from cplmixvi.metrics._labels import has_label
 from cplmixvi.pl._common import (
     check_choice,
     colour_bar,
@@ -139,8 +140,7 @@ def _labelled(adata: AnnData, reference_key: str, key: str, ignore: Sequence[str
     """Get reference types and categories of all cells, once it is sure that some cell has a reference type."""
     reference = read_obs(adata, reference_key, argument="reference_key")
     labels = read_obs(adata, key, argument="key")
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    if not (reference.notna() & ~reference.isin(ignore)).any():
+    if not has_label(reference, ignore).any():
         raise ValueError(
             f"reference_key={reference_key!r} was given but adata.obs[{reference_key!r}] names no type for any cell; "
             "some cells with a reference type are needed; pass another column or a shorter ignore."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, UNASSIGNED, ResultKeys
@@ -138,10 +139,13 @@ def _was_trained_on(model: CplMixVI, cells: AnnData) -> bool:
     """Whether these are the cells that the model was trained on, in their order."""
     if model.training_ is None or cells.n_obs != model.training_["n_obs"]:
         return False
-    genes = [str(name) for name in model.get_var_names()]
-    values = pp.as_csr(cells, model.registry_["setup_args"].get("layer"))
-    positions = cells.var_names.astype(str).get_indexer(genes)
-    return pp.input_hash(values[:, positions], genes) == model.training_["input_sha256"]
+    return pp.input_hash(model_values(cells, model), model.get_var_names()) == model.training_["input_sha256"]
+
+
+def model_values(adata: AnnData, model: CplMixVI) -> sparse.csr_matrix:
+    """Values of the model's genes in its order, ``(n_obs, n_genes)``."""
+    positions = adata.var_names.astype(str).get_indexer(np.asarray(model.get_var_names()).astype(str))
+    return pp.as_csr(adata, model.registry_["setup_args"].get("layer"))[:, positions]
 
 
 def _labels(names: np.ndarray, final: np.ndarray, is_uncertain: np.ndarray) -> pd.Categorical:

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
-from cplmixvi.tl._annotate import ORIGIN, add_entries, read_labels
+from cplmixvi.tl._annotate import ORIGIN, add_entries, model_values, read_labels
 from cplmixvi.tl._gene_sets import MARKERS, resolve_gene_sets
 from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._markers import rank_genes
@@ -196,8 +196,7 @@ def _positions(markers, genes: np.ndarray, chosen: list[str]) -> dict[str, np.nd
 
 def _values(adata: AnnData, model: CplMixVI, library_size: float | None) -> sparse.csr_matrix:
     """Values of the model's genes on the scale of the result, ``(n_obs, n_genes)``."""
-    positions = adata.var_names.astype(str).get_indexer(np.asarray(model.get_var_names()).astype(str))
-    values = pp.as_csr(adata, model.registry_["setup_args"].get("layer"))[:, positions]
+    values = model_values(adata, model)
     return values if library_size is None else pp.log_normalize(values, library_size)
 
 
