@@ -1,5 +1,6 @@
 """Augmenters: what a copy may and may not change."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ def test_thinned_copies_are_counts_with_binomial_moments(counts):
 
 def test_thinning_keeps_everything_at_one_and_draws_afresh_below(counts):
     assert torch.equal(augment.CountThinning(1.0)(counts), counts)
+    assert augment.CountThinning(np.float32(0.5)).keep == (0.5, 0.5)
     thin = augment.CountThinning((0.2, 0.8))
     assert not torch.equal(thin(counts), thin(counts))
 

@@ -330,6 +330,23 @@ class TestSimulate:
         with pytest.raises(ValueError, match="at least"):
             datasets.simulate(**options)
 
+    @pytest.mark.parametrize(
+        "option",
+        [
+            {"n_markers": -1},
+            {"n_state_genes": -1},
+            {"library_sigma": -0.1},
+            {"batch_scale": np.inf},
+            {"state_scale": np.nan},
+            {"marker_fold": 0},
+            {"mean_counts": -5},
+            {"inverse_dispersion": 0},
+        ],
+    )
+    def test_out_of_range(self, option):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}=.* given"):
+            datasets.simulate(50, 30, 2, **{"n_markers": 3, "n_state_genes": 3, **option})
+
     @pytest.mark.parametrize("sizes", [[5, 5], [5, 5, 0], [4, 4, 4]])
     def test_sizes_that_do_not_fit(self, sizes):
         with pytest.raises(ValueError, match="add up to n_obs=10"):

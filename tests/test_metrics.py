@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn import metrics as sk
 
 from cplmixvi import metrics
@@ -229,6 +230,7 @@ def test_evaluate_collects_every_score():
     assert correct.mean() == pytest.approx(scores["accuracy"])
     assert scores["expected_calibration_error"] == metrics.expected_calibration_error(correct, proba.max(axis=1))
     assert (scores["n_obs"], scores["n_types"], scores["n_categories"]) == (100, 3, 4)
+    assert metrics.evaluate(y_true, y_pred, sparse.csr_matrix(proba)) == scores
     assert "brier" not in metrics.evaluate(y_true, y_pred)
 
 

@@ -200,6 +200,7 @@ def test_size_factors_of_any_unit_give_the_same_fit(adata, unit):
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"train_size": 0}, "train_size=0 must be"),
         ({"train_size": 1.5}, "train_size=1.5 must be"),
+        ({"train_size": 1, "early_stopping": True}, "lower train_size"),
     ],
     ids=str,
 )

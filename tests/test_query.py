@@ -239,6 +239,9 @@ def test_what_cannot_be_learned_is_refused_and_changes_nothing(cells, reference)
     refused("are known to the reference", known)
     refused("neither a CplMixVI nor a folder", fresh, None)
     refused("genes are missing", fresh[:, 3:].copy())
+    numbered = fresh.copy()
+    numbered.obs["batch"] = 7
+    refused("must all be text, or all be numbers", numbered)
     nameless = fresh.copy()
     del nameless.obs["batch"]
     refused("have no column obs.'batch'", nameless)

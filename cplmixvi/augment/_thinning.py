@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from numbers import Real
 from types import ModuleType
 
 import numpy as np
@@ -41,7 +42,7 @@ class CountThinning(Augmenter):
 
     def __init__(self, keep: float | tuple[float, float] = 0.5):
         super().__init__()
-        low, high = (keep, keep) if isinstance(keep, int | float) else keep
+        low, high = (keep, keep) if isinstance(keep, Real) else keep
         if not 0 < low <= high <= 1:
             raise ValueError(f"keep={keep!r} is outside (0, 1]; give a probability or (low, high) with low <= high.")
         self.low, self.high = float(low), float(high)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from cplmixvi.metrics._labels import encode, reference_mask, take
 from cplmixvi.metrics._matching import match_categories
@@ -20,8 +21,8 @@ def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[
         When the shape does not fit, or a value is no probability.
     """
     if categories is None:
-        categories = list(proba.columns) if isinstance(proba, pd.DataFrame) else list(range(np.shape(proba)[-1]))
-    values = np.asarray(proba, dtype=np.float64)
+        categories = list(proba.columns) if isinstance(proba, pd.DataFrame) else list(range(dense(proba).shape[-1]))
+    values = dense(proba)
     if values.shape != (n_obs, len(categories)):
         raise ValueError(
             f"proba has shape {values.shape}, ({n_obs}, {len(categories)}) is needed for these cells and categories: "
@@ -34,6 +35,11 @@ def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[
             "model.predict(soft=True)"
         )
     return values, list(categories)
+
+
+def dense(proba) -> np.ndarray:
+    """Probabilities of any kind, also sparse as ``tl.annotate(top_k=...)`` writes them, as a float64 array."""
+    return np.asarray(proba.toarray() if sparse.issparse(proba) else proba, dtype=np.float64)
 
 
 def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:

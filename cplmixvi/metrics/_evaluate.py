@@ -66,7 +66,7 @@ def evaluate(
     y_true, y_pred
         Reference cell types and predicted categories, ``(n_obs,)``.
     proba
-        Probabilities, ``(n_obs, n_categories)``; adds ``brier``.
+        Probabilities, ``(n_obs, n_categories)``, also sparse; adds ``brier``.
     confidence
         Probability claimed for the predicted category, ``(n_obs,)``; adds ``expected_calibration_error``. Default: the
         largest probability of each cell if ``proba`` is given.
@@ -112,7 +112,7 @@ def evaluate(
     if proba is not None:
         scores["brier"] = _calibration.brier(y_true, proba, categories, ignore=ignore)
         if confidence is None:
-            confidence = np.asarray(proba).max(axis=1)
+            confidence = _calibration.dense(proba).max(axis=1)
     if confidence is not None:
         claimed, mask = np.asarray(pd.Series(confidence)), reference_mask(y_true, ignore)
         if len(claimed) != len(mask):

@@ -147,5 +147,10 @@ def _check_batches(adata: AnnData, registry: dict) -> None:
         )
     check_known(adata, registry, new_batches=True)
     key = registry["setup_args"]["batch_key"]
+    if len({isinstance(name, str) for name in (*known, *adata.obs[key].unique())}) > 1:
+        raise ValueError(
+            f"Batches of the cells (obs[{key!r}]) and of the reference model must all be text, or all be numbers: "
+            f"convert them, for instance with adata.obs[{key!r}].astype(str)."
+        )
     if set(adata.obs[key].unique()) <= set(known):
         raise ValueError(f"All batches of the cells (obs[{key!r}]) are known to the reference model: use it as it is.")
