@@ -7,6 +7,7 @@ import scvi
 import torch
 
 import cplmixvi as cpl
+from cplmixvi.model import Report
 from cplmixvi.model._calibration import exponents, flattened
 from cplmixvi.train import HalfFits
 
@@ -48,6 +49,17 @@ def test_noise_has_no_types_and_certainty_says_so(model_of_noise, model_of_types
     of_noise, of_types = (model.predict(soft=True).max(axis=1) for model in (model_of_noise, model_of_types))
     assert of_noise.mean() < 0.5 < 0.9 < of_types.mean()
     assert model_of_types.report().sound
+
+
+def test_two_categories_that_chance_would_find_again_as_often_are_no_types():
+    labels = np.repeat([0, 1], 50)
+    proba = np.eye(2)[labels]
+    both = np.stack([labels, labels], axis=1)
+    reports = [Report.from_posterior(proba, both, found_again=np.full(2, share)) for share in (0.65, 0.75)]
+    assert [report.sound for report in reports] == [False, True]
+    assert "little more than chance" in str(reports[0])
+    one = Report.from_posterior(np.ones((5, 1)), np.zeros((5, 2), dtype=int), found_again=np.ones(1))
+    assert one.sound
 
 
 def test_labels_do_not_change_and_certainty_never_rises(model_of_noise):

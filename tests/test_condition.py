@@ -160,7 +160,7 @@ def test_levels_go_where_a_model_learns_from_other_cells(trained, tmp_path):
 def test_it_can_be_left_out_or_named(treated, monkeypatch):
     looks = []
 
-    def look(module, batches, adopt):
+    def look(module, batches, adopt, begin):
         looks.append(adopt is not None)
         # Nothing after the look is of interest here, and fits take long.
         raise InterruptedError("seen")
@@ -181,3 +181,10 @@ def test_levels_stand_for_a_column_of_obs(treated):
     augmenter = AcrossLevels(level)
     augmenter.check(treated)
     assert np.array_equal(augmenter.conditions(None), level)
+
+
+def test_a_condition_does_not_count_as_types(treated):
+    cpl.CplMixVI.setup_anndata(treated)
+    model = cpl.CplMixVI(treated)
+    assert model.select_n_categories([5, 10], seed=0).n_categories == 5
+    assert model.select_n_categories([5, 10], seed=0, find_condition=False).n_categories == 10

@@ -13,7 +13,7 @@ from cplmixvi.train import Selection
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
-COLUMNS = {"n_categories", "score", "agreement", "ari", "similarity", "n_stable"}
+COLUMNS = {"n_categories", "score", "agreement", "entropy", "ari", "similarity", "n_stable"}
 
 
 @pytest.fixture(scope="module")
@@ -163,5 +163,5 @@ class FakeModel:
     """A model of which only the selection is asked."""
 
     def __init__(self):
-        columns = {name: [0.5, 0.25] for name in ("score", "agreement", "ari", "similarity", "n_stable")}
+        columns = {name: [0.5, 0.25] for name in ("score", "agreement", "entropy", "ari", "similarity", "n_stable")}
         self.selection = Selection(pd.DataFrame(columns, index=pd.Index([2, 3], name="n_categories")))

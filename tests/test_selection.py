@@ -8,8 +8,7 @@ import torch
 from anndata import AnnData
 
 import cplmixvi as cpl
-from cplmixvi.model._selection import WEAK
-from cplmixvi.train import _halves, _selection
+from cplmixvi.train import _graph, _guide, _halves, _mixture, _selection
 from cplmixvi.train._selection import select_n_categories
 
 pytestmark = pytest.mark.usefixtures("small_committee")
@@ -32,7 +31,8 @@ def test_well_separated_types_are_counted(make_counts, n_types):
     best = selection.table.loc[selection.n_categories]
     assert best["agreement"] > 0.9
     assert best["score"] == selection.table["score"].max()
-    assert best["score"] == pytest.approx(best["agreement"] - 1 / selection.n_categories)
+    assert best["score"] == pytest.approx(best["agreement"] + 0.1 / np.log(2) * best["entropy"])
+    assert best["entropy"] == pytest.approx(np.log(selection.n_categories), abs=0.1)
     assert best["n_stable"] > n_types - 1.5
 
 
@@ -71,7 +71,8 @@ def test_halves_of_genes_are_disjoint_and_one_gene_is_no_trouble():
 def test_noise_has_no_types():
     x = torch.poisson(torch.full((400, 50), 3.0), generator=torch.Generator().manual_seed(0))
     selection = select_n_categories(x, on_counts=True, encode=encode, candidates=[2, 3, 5], n_splits=2)
-    assert selection.table["ari"].max() < WEAK
+    # A single category scores 1.
+    assert selection.table["score"].max() < 1
     assert selection.table["n_stable"].max() < 1
 
 
@@ -81,7 +82,8 @@ def test_agreement_of_labels_is_measured_after_matching():
     same = _halves.agreement([labels, renamed], 3)
     assert same["agreement"] == same["ari"] == same["similarity"] == 1
     assert same["n_stable"] == 3
-    assert same["score"] == pytest.approx(2 / 3)
+    assert same["entropy"] == pytest.approx(np.log(3))
+    assert same["score"] == pytest.approx(1 + 0.1 / np.log(2) * np.log(3))
     merged = np.where(labels == 2, 1, labels)
     half = _halves.agreement([labels, merged], 3)
     assert half["agreement"] == pytest.approx(2 / 3)
@@ -104,6 +106,10 @@ def test_the_search_climbs_while_there_is_hope_and_looks_around_the_best():
     tried.clear()
     _selection._search(score, 5, 6)
     assert tried == [5, 6]
+    tried.clear()
+    # Halves agree on eight types, and no more categories are much worse.
+    _selection._search(lambda k: tried.append(k) or (1.0 if k == 8 else 0.98), 2, 150)
+    assert 20 <= max(tried) <= 24
 
 
 def test_same_seed_same_table(counts):
@@ -157,13 +163,98 @@ def test_a_warning_where_there_are_no_types():
     rng = np.random.default_rng(0)
     adata = AnnData(rng.poisson(3.0, (300, 40)).astype(np.float32))
     cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_hidden=8)
     with pytest.warns(UserWarning, match="may be no distinct types"):
-        cpl.CplMixVI(adata, n_hidden=8).select_n_categories([2, 3])
+        model.select_n_categories([2, 3])
+    with pytest.warns(UserWarning, match="may be no distinct types"):
+        model.train(max_epochs=2, enable_progress_bar=False)
+    report = model.report()
+    assert not report.sound
+    assert any("better than a single one" in problem for problem in report.problems)
 
 
-def test_unstable_categories_do_not_beat_fewer_on_which_halves_agree():
-    columns = {"score": [0.5, 0.55, 0.6, 0.62], "agreement": [1.0, 0.88, 0.85, 0.82], "n_stable": [2.0, 2.4, 3.6, 3.0]}
-    table = pd.DataFrame(columns, index=[2, 3, 4, 5])
-    assert list(_selection._capped(table)) == [0.5, 0.5, 0.6, 0.5]
-    table["agreement"] = 0.9
-    assert list(_selection._capped(table)) == [0.5, 0.55, 0.6, 0.62]
+@pytest.mark.parametrize(("share", "worthwhile"), [(0.88, False), (0.92, True)])
+@pytest.mark.parametrize("n_cut", [400, 40])
+def test_a_type_is_cut_where_halves_agree_on_nine_tenths_of_its_cells(share, worthwhile, n_cut):
+    whole = np.repeat([0, 1], [n_cut, 1_000 - n_cut])
+    first = np.where(whole == 0, np.arange(1_000) % 2, 2)
+    second = first.copy()
+    disputed = np.arange(round((1 - share) * n_cut))
+    second[disputed] = 1 - first[disputed]
+    cut, uncut = _halves.agreement([first, second], 3), _halves.agreement([whole, whole], 2)
+    assert cut["agreement"] == pytest.approx(1 - len(disputed) / 1_000)
+    assert (cut["score"] > uncut["score"]) == worthwhile
+
+
+def test_halves_start_from_what_the_others_found_and_keep_what_is_likelier():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[-6.0, 0], [6, 0], [0, 9], [0, -9]])
+    labels = torch.arange(400) // 100
+
+    def view(index):
+        points = centres[labels] + torch.randn(400, 2, generator=generator)
+        return _halves.HalfView([points], torch.arange(index % 2, 400, 2), index)
+
+    class Stuck(_mixture.SharedCovarianceMixture):
+        """A search that ends where it was told to begin."""
+
+        def __init__(self, begin):
+            super().__init__(4, generator=torch.Generator().manual_seed(0))
+            self.begin = begin
+
+        def fit(self, views, starts=None, known=None):
+            return self.maximise(views, self.begin[: len(views[0])], n_iterations=30)
+
+    views = [view(index) for index in range(2)]
+    right = torch.nn.functional.one_hot(labels, 4).float()
+    # One component for two clouds, and two for one.
+    wrong = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 2])[labels], 4).float()
+    wrong[labels == 3] = torch.tensor([0, 0, 0.5, 0.5]) + torch.rand(100, 4) * 1e-3
+    fitters = [Stuck(right[views[0].seen]), Stuck(wrong[views[1].seen])]
+    alone = _halves.labels_of_halves(views, fitters, exchange=False)
+    together = _halves.labels_of_halves(views, fitters)
+    assert _halves.agreement(alone, 4)["agreement"] < 0.9
+    assert _halves.agreement(together, 4)["agreement"] > 0.99
+    assert (together[0] == alone[0]).all()
+    # Communities are not judged by likelihood.
+    graph = _graph.GraphMixture(4)
+    fit = graph.maximise(views[0].points, right, n_iterations=5)
+    assert graph.improved(views[0].points, fit, [wrong]) is fit
+
+
+def test_the_consensus_is_that_of_most_halves():
+    table = pd.DataFrame({"score": [1.1, 1.2]}, index=[2, 3])
+    base = np.arange(30) % 3
+    other = np.where(base == 2, 1, base)
+    selection = _selection.Selection(table, np.stack([other, (base + 1) % 3, (base + 2) % 3]))
+    consensus = selection.consensus()
+    assert consensus.shape == (30, 3) and np.allclose(consensus.sum(1), 1)
+    named = consensus.argmax(1)
+    assert (named == (base + 1) % 3).all()
+    assert consensus.max(1)[base == 0] == pytest.approx(1) and consensus.max(1).min() == pytest.approx(2 / 3)
+    assert _selection.Selection(table).consensus() is None
+
+
+def test_categories_of_an_own_number_are_those_of_the_halves(make_counts, monkeypatch):
+    adata = make_counts(n_obs=400, n_vars=80, n_types=4)
+    cpl.CplMixVI.setup_anndata(adata, layer="counts")
+    model = cpl.CplMixVI(adata, n_hidden=16)
+    selection = model.select_n_categories([4], seed=3)
+    begun = []
+    fit_views = _guide.fit_views
+
+    def spy(*args, **options):
+        begun.append((options["begin"], fit_views(*args, **options)))
+        return begun[-1][1]
+
+    monkeypatch.setattr(_guide, "fit_views", spy)
+    model.train(max_epochs=2, enable_progress_bar=False)
+    (places, posterior), guide = begun[0]
+    assert len(begun) == 1 and len(places) == 400
+    # The same cells, in whatever order training reads them: one category of the halves is one of the answer.
+    rows, consensus = model._consensus
+    assert np.array_equal(consensus, selection.consensus())
+    labels = np.empty(400, dtype=int)
+    labels[rows] = consensus.argmax(1)
+    assert pd.crosstab(model.predict(), labels).max(axis=1).sum() > 0.98 * 400
+    assert torch.equal(posterior.argmax(1).sort().values, torch.from_numpy(np.sort(labels)))

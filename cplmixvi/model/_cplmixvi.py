@@ -350,6 +350,9 @@ class CplMixVI(
         """Train the module, and look at what came out."""
         # Inference leaves the module in evaluation mode, and Lightning trains it in whatever mode it is.
         self.module.train()
+        if self._finds_n_categories and self._consensus is not None and not self.is_trained_:
+            # Not kept with the settings, because a training that is resumed has begun.
+            settings = {**settings, "plan_kwargs": {**settings["plan_kwargs"], "begin": self._consensus}}
         self._is_fitting = True
         try:
             with without_talk(), interruptible(resumable):
@@ -370,7 +373,9 @@ class CplMixVI(
         learns = not all(part.fitted for part in learned_parts(self.module.augmenter))
         check_several(settings.get("strategy"), finds_n_categories=finds, learns_augmenter=learns)
         if finds:
-            self._take_n_categories((self.selection or self.select_n_categories()).n_categories)
+            find_condition = settings["plan_kwargs"].get("find_condition", True)
+            selection = self.selection or self.select_n_categories(find_condition=find_condition)
+            self._take_n_categories(selection.n_categories)
         if learns:
             shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
             self.train_augmenter(**{key: settings[key] for key in shared if key in settings})

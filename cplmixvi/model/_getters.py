@@ -222,7 +222,9 @@ class GettersMixin(Mixin):
         posterior = self.get_posterior(adata, indices, batch_size, calibrated=False)
         found_again = None if self.calibration_ is None else self.calibration_["found_again"]
         report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names, found_again)
-        return report if self.condition_ is None else replace(report, condition=float((self.condition_ > 0).mean()))
+        if self.condition_ is not None:
+            report = replace(report, condition=float((self.condition_ > 0).mean()))
+        return self._with_selection(report)
 
     def _report_of_some(self) -> Report | None:
         """Report on a part of the cells, for speed; none without cells."""

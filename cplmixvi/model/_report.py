@@ -131,14 +131,16 @@ class Report:
             entropy=min(max(entropy, 0.0), 1.0),
             agreement=agreement,
             weakest=weakest,
-            problems=_problems(n_categories, len(used), entropy, agreement, share),
+            problems=_problems(n_categories, entropy, agreement, share, final),
             found_again=share,
             least_found=least_found,
         )
 
 
-def _problems(n_categories: int, n_used: int, entropy: float, agreement: float, found_again: float) -> tuple[str, ...]:
-    problems = []
+def _problems(
+    n_categories: int, entropy: float, agreement: float, found_again: float, labels: np.ndarray
+) -> tuple[str, ...]:
+    problems, n_used = [], len(np.unique(labels))
     if n_categories > 1 and n_used == 1:
         problems.append("All cells are in one category: the model has collapsed and its types mean nothing.")
     elif n_used < MIN_USED * n_categories:
@@ -153,9 +155,15 @@ def _problems(n_categories: int, n_used: int, entropy: float, agreement: float, 
         problems.append(
             f"The arms agree on {agreement:.0%} of cells only: most types would not be found again by another fit."
         )
-    if found_again < MIN_FOUND_AGAIN:
+    if _beyond_chance(found_again, labels) < MIN_FOUND_AGAIN:
         problems.append(
-            f"Fits to half of the data put {found_again:.0%} of cells only into the same category: most types are not "
-            "to be relied on; there may be fewer, or none."
+            f"Fits to half of the data put {found_again:.0%} of cells only into the same category, little more than "
+            "chance would: most types are not to be relied on; there may be fewer, or none."
         )
     return tuple(problems)
+
+
+def _beyond_chance(found_again: float, labels: np.ndarray) -> float:
+    """Share of cells found again, 0 where labels of the same sizes would be drawn by chance; 1 for one category."""
+    by_chance = float(np.square(np.unique(labels, return_counts=True)[1] / len(labels)).sum())
+    return (found_again - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0

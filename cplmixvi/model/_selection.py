@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,24 @@ from scvi import REGISTRY_KEYS
 
 from cplmixvi import pp
 from cplmixvi.augment import codes_of, combined
-from cplmixvi.train import MAX_SELECTION_CELLS, Selection, half_encoder, select_n_categories
+from cplmixvi.train import (
+    MAX_SELECTION_CELLS,
+    Selection,
+    half_encoder,
+    is_on_disk,
+    select_n_categories,
+    with_condition,
+)
 
 from ._mixin import Mixin
+from ._report import Report
 
 logger = logging.getLogger(__name__)
 
-#: Below this adjusted Rand index two halves of the data hardly agree on any types.
-WEAK = 0.2
+_NO_TYPES = (
+    "Halves of the data agree so little that no number of categories that was tried is better than a single one: there "
+    "may be no distinct types."
+)
 
 
 class SelectionMixin(Mixin):
@@ -28,6 +39,8 @@ class SelectionMixin(Mixin):
 
     #: Columns of the table of the last selection, each a list; kept with the model when it is saved.
     selection_: dict[str, list[float]] | None = None
+    #: Rows of the cells that the last selection looked at, and the categories that halves of the data agree on there.
+    _consensus: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def selection(self) -> Selection | None:
@@ -38,13 +51,15 @@ class SelectionMixin(Mixin):
         table.index = table.index.astype(int)
         return Selection(table)
 
-    def select_n_categories(self, candidates: Sequence[int] | None = None, *, seed: int | None = None) -> Selection:
+    def select_n_categories(
+        self, candidates: Sequence[int] | None = None, *, seed: int | None = None, find_condition: bool = True
+    ) -> Selection:
         """Find the number of categories on which independent halves of the data agree best.
 
         The cells are split in half, and so are the molecules of each cell (or the genes, if values are not counts). A
         mixture is fitted to each half, and the labels that the two mixtures give to all cells are compared.
         :meth:`train` calls this method if the model was created without a number of categories, and uses the result of
-        an earlier call if there is one.
+        an earlier call if there is one. The categories then are those on which the halves agree.
 
         Parameters
         ----------
@@ -54,6 +69,9 @@ class SelectionMixin(Mixin):
         seed
             Seed of all random numbers; drawn from the global generator if `None`, so that it is determined by
             ``scvi.settings.seed``.
+        find_condition
+            Whether to search for a condition that no column of ``obs`` has first, as :meth:`train` does, so that its
+            levels do not count as categories.
 
         Returns
         -------
@@ -68,7 +86,7 @@ class SelectionMixin(Mixin):
         Warns
         -----
         UserWarning
-            If the halves hardly agree for any number of categories.
+            If the halves agree so little that no number of categories is better than a single one.
 
         Examples
         --------
@@ -104,24 +122,34 @@ class SelectionMixin(Mixin):
             batch.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
         # What types must not follow is a batch here: its mean is taken out.
         nuisance = codes_of(self.adata, self.module.augmenter.nuisance_keys)[some]
+        values = self.module.augmenter.normal_form(torch.cat(values))
+        batch = torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance))
+        # As in training, where copies of both levels of a condition would need all cells in memory.
+        if find_condition and not is_on_disk(self.adata_manager):
+            batch = with_condition(self.module, values, batch, n_known=self.n_labels, seed=seed)
         selection = select_n_categories(
-            self.module.augmenter.normal_form(torch.cat(values)),
+            values,
             on_counts=self.module.on_counts,
             encode=half_encoder(self.module),
-            batch=torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance)),
+            batch=batch,
             candidates=candidates,
             smallest=smallest,
             start=start,
             seed=seed,
         )
+        self._consensus = some, selection.consensus()
         self.selection_ = selection.table.reset_index().to_dict(orient="list")
         logger.info("Found %d categories, of %d numbers tried.", selection.n_categories, len(selection.table))
-        best = selection.table.loc[selection.n_categories]
-        if best["ari"] < WEAK:
-            warnings.warn(
-                f"Two halves of the data agree on the category of {best['agreement']:.0%} of cells only, with "
-                f"{selection.n_categories} categories, and less with other numbers: there may be no distinct types.",
-                UserWarning,
-                stacklevel=2,
-            )
+        if selection.table["score"].max() < 1:
+            warnings.warn(_NO_TYPES, UserWarning, stacklevel=2)
         return selection
+
+    def _with_selection(self, report: Report) -> Report:
+        """Add to a report that the number of categories was found and is no better than a single one."""
+        selection = self.selection
+        # Models that were saved before selections had an entropy have scores of another kind.
+        if selection is None or selection.n_categories != self.n_categories or "entropy" not in selection.table:
+            return report
+        if selection.table["score"].max() >= 1:
+            return report
+        return replace(report, problems=(*report.problems, _NO_TYPES))

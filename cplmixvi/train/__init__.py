@@ -2,8 +2,9 @@
 
 from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval
+from ._condition import with_condition
 from ._guide import half_encoder
-from ._loader import CellLoader, Minibatches
+from ._loader import CellLoader, Minibatches, is_on_disk
 from ._plan import CplMixPlan
 from ._repeat import HalfFits
 from ._schedules import default_batch_size, default_max_epochs
@@ -24,6 +25,8 @@ __all__ = [
     "default_batch_size",
     "default_max_epochs",
     "half_encoder",
+    "is_on_disk",
     "select_n_categories",
     "usual_interval",
+    "with_condition",
 ]

@@ -12,7 +12,7 @@ import logging
 import numpy as np
 import torch
 
-from ._halves import Encode, agreement, views_of_halves
+from ._halves import Encode, agreement, labels_of_halves, views_of_halves
 from ._views import FEW_CATEGORIES, no_batch, usual_dimensions
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ def choose_start(
         dimensions = usual_dimensions(start, n_categories)
         agreements = []
         for index in range(N_SPLITS):
-            labels = []
-            for view in views_of_halves(x, batch, on_counts, encode, index, seed, dimensions):
-                labels.append(view.labels(view.fitter(start, n_categories, seed, few_moves=3)))
-            found = agreement(labels, n_categories)
+            views = views_of_halves(x, batch, on_counts, encode, index, seed, dimensions)
+            fitters = [view.fitter(start, n_categories, seed, few_moves=3) for view in views]
+            # Communities cannot start from others, so mixtures do not either.
+            found = agreement(labels_of_halves(views, fitters, exchange=False), n_categories)
             agreements.append((found["agreement"] + found["ari"]) / 2)
         score[start] = float(np.mean(agreements))
     logger.info("Halves of the data agree by %.3f (likeliest mixtures), %.3f (communities).", *score.values())

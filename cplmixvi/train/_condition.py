@@ -9,13 +9,19 @@ one threshold cuts all of them.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from cplmixvi.augment import Augmenter, combined
+from cplmixvi.module import CplMixVAE
+
 from ._gaussian import ridge_of
-from ._views import Opinion
+from ._views import Opinion, fit_committee
+
+logger = logging.getLogger(__name__)
 
 #: Distance of the levels in standard deviations inside a level: so far apart that hardly a cell is in doubt.
 MIN_SEPARATION = 4.0
@@ -33,6 +39,9 @@ MAX_SPREAD = 0.1
 MAX_DEVIATION = 0.15
 #: Cells and coordinates that are looked at: a shift of most cells needs no more.
 MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
+#: Categories with which a condition is looked for where their number is not known, few enough that it does not cut all
+#: of them and enough to tell it from a type; and cells that each must have on average.
+_FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
 _N_STARTS = 6
 _N_ITERATIONS = 60
 
@@ -96,6 +105,50 @@ class Condition:
             for member, levels, is_turned in zip(self.members, self.levels, self.is_turned, strict=True)
         ]
         return torch.stack(votes).double().mean(0) > 0.5
+
+
+def may_cross(augmenter: Augmenter) -> bool:
+    """Whether copies could be of both levels of a condition, and the user has not named one."""
+    return not (augmenter.replaces or augmenter.nuisance_keys or augmenter.on_images)
+
+
+def with_condition(
+    module: CplMixVAE, values: torch.Tensor, batch: torch.Tensor, *, n_known: int = 0, seed: int = 0
+) -> torch.Tensor:
+    """Codes of batches in which the levels of a condition that nobody named are batches of their own.
+
+    For use before the number of categories is known: the condition is looked for with eight. With as many as there are
+    types at each level, it would cut every type, and none would have both levels.
+
+    Parameters
+    ----------
+    module
+        What encoders read, and how copies are made.
+    values
+        Values of cells in random order, ``(n, n_genes)``.
+    batch
+        Codes of their batches, ``(n,)``.
+    n_known
+        Number of categories that there are at least.
+    seed
+        Source of all randomness.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(n,)``; ``batch`` itself if there is no condition, fewer than 160 cells to look at, or the augmenter names a
+        condition or replaces cells.
+    """
+    n_categories = max(_FEW_CATEGORIES, n_known)
+    if len(values) < _CELLS_PER_CATEGORY * n_categories or not may_cross(module.augmenter):
+        return batch
+    x = module.encoder_input(values.to(module.device)).cpu()
+    committee = fit_committee(x[:MAX_CELLS], n_categories, batch[:MAX_CELLS], seed=seed)
+    condition = find_condition(x, batch, committee)
+    if condition is None:
+        return batch
+    logger.info("A condition shifts cells of all types alike: its levels are not counted as categories.")
+    return torch.from_numpy(combined(batch.numpy(), condition(x, batch).long().numpy()))
 
 
 @torch.no_grad()

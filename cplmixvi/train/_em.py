@@ -119,6 +119,16 @@ class MixtureEM:
         """Find a mixture; those that inherit say from where."""
         raise NotImplementedError
 
+    def improved(
+        self,
+        views: Sequence[torch.Tensor],
+        fit: Fit,
+        starts: Sequence[torch.Tensor],
+        known: torch.Tensor | None = None,
+    ) -> Fit:
+        """Try posteriors ``(n, K)`` of other fits as starts, where fits are judged by likelihood; here they are not."""
+        return fit
+
     def posterior(self, views: Sequence[torch.Tensor], fit: Fit) -> torch.Tensor:
         """Probability of every component at points ``views``, ``(n, K)``."""
         return torch.softmax(self._log_joint(views, fit.mixtures, fit.weight)[0], dim=1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._choice import choose_start, n_cells_to_choose
@@ -48,6 +50,7 @@ def fit_guide(
     batches: Iterable[dict[str, torch.Tensor]],
     max_cells: int = MAX_CELLS,
     adopt: Callable[[Condition], None] | None = None,
+    begin: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ViewConsensus:
     """Fit an answer to all views of the training cells, and a committee that votes on its certainty.
 
@@ -66,6 +69,9 @@ def fit_guide(
     adopt
         What is to be done if a condition is found that no column of ``obs`` has and that types should not follow
         (:func:`~cplmixvi.train._condition.find_condition`); cells are read anew afterwards. `None`: do not look for it.
+    begin
+        Rows of some cells in their AnnData, ``(n,)``, and probabilities of their categories, ``(n, K)``, if they are
+        known before: the answer is what these lead to.
 
     Returns
     -------
@@ -80,7 +86,7 @@ def fit_guide(
     # Many categories: where the views start is chosen first, from values as they are.
     on_images = module.augmenter.on_images
     n_raw = n_cells_to_choose(module.n_categories) if module.n_categories > FEW_CATEGORIES and not on_images else 0
-    values, raw, codes, known = _read(module, batches, max_cells, n_raw)
+    rows, values, raw, codes, known = _read(module, batches, max_cells, n_raw)
     # Drawn from the global generator, so that scvi-tools' seed decides here too.
     seed = int(torch.randint(2**31 - 1, (1,)))
     start = "images" if on_images else "mixture"
@@ -95,8 +101,15 @@ def fit_guide(
     condition = None if adopt is None else find_condition(values, codes, committee)
     if condition is not None:
         adopt(condition)
-        return fit_guide(module, batches, max_cells)
-    return fit_views(values, module.n_categories, batch=codes, committee=committee, **options).eval()
+        return fit_guide(module, batches, max_cells, begin=begin)
+    begin = None if begin is None or rows is None else _found_in(rows.numpy(), *begin)
+    return fit_views(values, module.n_categories, batch=codes, committee=committee, begin=begin, **options).eval()
+
+
+def _found_in(rows: np.ndarray, some: np.ndarray, posterior: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Where the rows ``some`` stand in ``rows``, and the posteriors of those that do; `None` if none does."""
+    _, places, those = np.intersect1d(rows, some, return_indices=True)
+    return (torch.from_numpy(places), torch.from_numpy(posterior[those])) if len(places) else None
 
 
 def half_encoder(module: CplMixVAE) -> Encode:
@@ -130,12 +143,13 @@ def known_categories(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tor
 
 def _read(
     module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], max_cells: int, n_raw: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Log values ``(n, n_genes)`` of the cells to fit views to, those of the first ``n_raw`` as they are, and codes.
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Rows ``(n,)`` and log values ``(n, n_genes)`` of the cells to fit views to, values of the first, and codes.
 
-    The codes are of batches and of known categories, ``(n,)``.
+    There are no rows if minibatches do not have them. Values are of the first ``n_raw`` cells as they are; codes are of
+    batches and of known categories, ``(n,)``.
     """
-    values, raw, codes, known, n_cells = [], [], [], [], 0
+    cells, values, raw, codes, known, n_cells = [], [], [], [], [], 0
     seen = torch.zeros(module.n_labels, dtype=torch.long)
     for tensors in batches:
         labels = known_categories(module, tensors)
@@ -148,6 +162,8 @@ def _read(
         log_values, batch = guide_input(module, tensors)
         if n_cells < n_raw:
             raw.append(values_of(module, tensors)[rows].cpu())
+        if CELL_KEY in tensors:
+            cells.append(tensors[CELL_KEY].view(-1).long()[rows].cpu())
         values.append(log_values[rows].cpu())
         codes.append(batch[rows].cpu())
         n_cells += len(values[-1])
@@ -163,4 +179,5 @@ def _read(
             stacklevel=2,
         )
     raw_values = torch.cat(raw) if raw else torch.empty(0, values[0].shape[1])
-    return torch.cat(values), raw_values, torch.cat(codes), torch.cat(known) if known else None
+    of_all = [torch.cat(part) if part else None for part in (cells, known)]
+    return of_all[0], torch.cat(values), raw_values, torch.cat(codes), of_all[1]

@@ -90,14 +90,13 @@ class SharedCovarianceMixture(MixtureEM):
         for index in range(self.n_starts):
             x = views[index % len(views)]
             covariance = torch.cov(x.T.double(), correction=0).reshape(x.shape[1], -1) + 1e-6 * torch.eye(x.shape[1])
-            start = None
-            # The second time seeds are spread in the metric in which the first fit's types are round.
+            # Seeds are spread in the coordinates as they are, where what lies between types is large, in those in which
+            # all cells together are round, and in those in which the types of that fit are.
+            start = self._from_seeds(x, x, known)
             for _ in range(2):
-                seeded = self._seeded(x @ inverse_root(covariance).float(), known)
-                fit = self.maximise([x], seeded, n_iterations=60, shrinkage=math.inf, known=known)
+                fit = self._from_seeds(x, x @ inverse_root(covariance).float(), known)
                 covariance = fit.mixtures[0].shared
-                if start is None or fit.log_likelihood > start.log_likelihood:
-                    start = fit
+                start = max(start, fit, key=lambda fit: fit.log_likelihood)
             found.append((start.log_likelihood, index % len(views), start.posterior))
         best = []
         # Likelihoods of different views cannot be compared: the best of each.
@@ -105,6 +104,25 @@ class SharedCovarianceMixture(MixtureEM):
             own = [entry for entry in found if entry[1] == index]
             best += [max(own, key=lambda entry: entry[0])[2]] if own else []
         return best
+
+    def _from_seeds(self, x: torch.Tensor, metric: torch.Tensor, known: torch.Tensor | None) -> Fit:
+        """Fit with one covariance in one view ``x``, from seeds that are spread in coordinates ``metric``."""
+        seeded = self._seeded(metric, known)
+        return self.maximise([x], seeded, n_iterations=60, shrinkage=math.inf, known=known)
+
+    def improved(
+        self,
+        views: Sequence[torch.Tensor],
+        fit: Fit,
+        starts: Sequence[torch.Tensor],
+        known: torch.Tensor | None = None,
+    ) -> Fit:
+        """Likeliest of a fit and of those from other posteriors, see :meth:`MixtureEM.improved`."""
+        for start in starts:
+            better = fit.log_likelihood + 1e-4
+            other = self.maximise(views, start, n_iterations=30, known=known, above=better)
+            fit = other if other.log_likelihood > better else fit
+        return fit
 
     def _move(self, views: Sequence[torch.Tensor], fit: Fit, budget: int, known: torch.Tensor | None = None) -> Fit:
         """Take a component away and cut another in two while that makes the fit likelier.

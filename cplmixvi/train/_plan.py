@@ -23,7 +23,7 @@ from cplmixvi.module import synced
 
 from ._answers import GuideAnswers
 from ._cells import training_cells
-from ._condition import Condition
+from ._condition import Condition, may_cross
 from ._follow import follow_guide
 from ._guide import MAX_CELLS, fit_guide, guide_input, known_categories
 from ._guide_state import guide_of, guide_state
@@ -67,6 +67,9 @@ class CplMixPlan(TrainingPlan):
         from following it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`.
     fit_halves
         Whether a warm start also makes fits to halves of the data, without which confidence is too high.
+    begin
+        Rows of some training cells and probabilities of their categories, from which a warm start finds the others; see
+        :func:`~cplmixvi.train._guide.fit_guide`.
     **kwargs
         Of :class:`scvi.train.TrainingPlan`.
 
@@ -91,13 +94,14 @@ class CplMixPlan(TrainingPlan):
         guided_fraction: float = 0.25,
         find_condition: bool = True,
         fit_halves: bool = True,
+        begin: tuple[np.ndarray, np.ndarray] | None = None,
         **kwargs,
     ):
         super().__init__(
             module, lr=lr, eps=eps, weight_decay=weight_decay, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
         self.warm_start, self.guided_fraction = warm_start, guided_fraction
-        self.find_condition, self.fit_halves = find_condition, fit_halves
+        self.find_condition, self.fit_halves, self.begin = find_condition, fit_halves, begin
         self.level: np.ndarray | None = None
         self.half_fits: HalfFits | None = None
         # In lists, because torch would take them for parts of the plan.
@@ -188,7 +192,7 @@ class CplMixPlan(TrainingPlan):
         """Fit the guide and let the arms follow it, in one process; the others are given what it found."""
         if process_index() == 0:
             adopt = self._adopt if self._looks_for_condition() else None
-            guide = fit_guide(self.module, self._start_batches(), adopt=adopt).to(self.device)
+            guide = fit_guide(self.module, self._start_batches(), adopt=adopt, begin=self.begin).to(self.device)
             self._guide = [GuideAnswers(guide, self.module, _n_rows(self.trainer.datamodule))]
             follow_guide(self.module, self._guide[0], self._start_batches())
             if self.fit_halves:
@@ -219,10 +223,8 @@ class CplMixPlan(TrainingPlan):
 
     def _looks_for_condition(self) -> bool:
         """Whether copies could be of both levels of a condition, and the user has not named one."""
-        augmenter = self.module.augmenter
         manager = getattr(self.trainer.datamodule, "adata_manager", None)
-        may_cross = not (augmenter.replaces or augmenter.nuisance_keys or augmenter.on_images)
-        if not self.find_condition or manager is None or not may_cross:
+        if not self.find_condition or manager is None or not may_cross(self.module.augmenter):
             return False
         if is_on_disk(manager):
             logger.info("No condition is looked for: copies of both of its levels would need all cells in memory.")

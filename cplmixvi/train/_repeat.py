@@ -19,7 +19,7 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._guide import half_encoder, known_categories, values_of
-from ._halves import matched_table, views_of_halves
+from ._halves import labels_of_halves, matched_table, views_of_halves
 from ._views import usual_dimensions
 
 #: Pairs of halves.
@@ -106,19 +106,16 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], st
         return None
     rows, values, codes, known = found
     encode = half_encoder(module)
-    labels = []
-    for index in range(N_SPLITS):
+    dimensions = usual_dimensions(start, n_categories)
+    views = [
+        view
+        for index in range(N_SPLITS)
         for view in views_of_halves(
-            values,
-            codes,
-            module.on_counts,
-            lambda half: encode(half).mean(1),
-            index,
-            seed,
-            usual_dimensions(start, n_categories),
-        ):
-            labels.append(view.labels(view.fitter(start, n_categories, seed, few_moves=5), known))
-    return HalfFits(rows, np.stack(labels))
+            values, codes, module.on_counts, lambda half: encode(half).mean(1), index, seed, dimensions
+        )
+    ]
+    fitters = [view.fitter(start, n_categories, seed, few_moves=5) for view in views]
+    return HalfFits(rows, np.stack(labels_of_halves(views, fitters, known)))
 
 
 def _read(

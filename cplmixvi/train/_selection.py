@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
 from ._em import MixtureEM
-from ._halves import COLUMNS, Encode, HalfView, agreement, views_of_halves
+from ._halves import COLUMNS, Encode, HalfView, agreement, labels_of_halves, matched_table, views_of_halves
 from ._views import fitter_for, no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
@@ -24,10 +25,11 @@ MAX_CELLS = {"mixture": 5_000, "images": 12_000}
 #: Cells per category without which a type cannot be told from a chance group of outlying cells.
 _CELLS_PER_CATEGORY = 20
 _LARGEST = 150
-#: Agreement of halves that cannot be better, and the share of categories that must be stable for more than that many.
-_PERFECT, _STABLE_SHARE = 0.99, 0.85
-#: A number that scores so much below the best is worse, and not just unlucky.
-_MARGIN = 0.03
+#: A number that scores so much below the best is worse, and not just unlucky; after so many of them in a row no more
+#: are tried. Nor are so many times as many as the best, if they are so many: where halves agree on large types, scores
+#: fall slowly, and fits take longer and longer.
+_MARGIN, _PATIENCE = 0.03, 3
+_MANY_TIMES, _MANY = 2, 20
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,37 @@ class Selection:
     table
         Indexed by ``n_categories``, ascending; means over pairs of fits:
 
-        - ``score``: ``agreement`` minus ``1 / n_categories``, which favours more categories; but no higher than that of
-          a smaller number with an agreement of at least 0.99, unless 0.85 of the categories are stable;
+        - ``score``: ``agreement`` plus 0.144 times ``entropy``, which is 1 for a single category;
         - ``agreement``: share of cells in the same category, with categories matched one to one;
+        - ``entropy``: of the sizes of the categories, nats; ``log(n_categories)`` if all are equal;
         - ``ari``: adjusted Rand index;
         - ``similarity``: Jaccard index of a category and its partner (cells in both over cells in either), mean over
           categories;
         - ``n_stable``: number of categories with a similarity of at least 0.6.
+    labels
+        Categories of the cells looked at according to each fit, with the number of categories that was chosen, in a
+        different order for each fit, ``(n_fits, n_cells)``; `None` for a selection that was read from a file.
     """
 
     table: pd.DataFrame
+    labels: np.ndarray | None = None
 
     @property
     def n_categories(self) -> int:
         """Number of categories with the highest score."""
         return int(self.table["score"].idxmax())
+
+    def consensus(self) -> np.ndarray | None:
+        """Share of the fits that put each cell into each category, ``(n_cells, n_categories)``.
+
+        Categories are those of the fit that agrees best with all others; `None` without ``labels``.
+        """
+        if self.labels is None:
+            return None
+        k = self.n_categories
+        matched = [[_matched_to(labels, other, k) for other in self.labels] for labels in self.labels]
+        agreeing = [np.mean(np.array(others) == labels) for labels, others in zip(self.labels, matched, strict=True)]
+        return np.mean([np.eye(k, dtype=np.float32)[other] for other in matched[int(np.argmax(agreeing))]], axis=0)
 
 
 def select_n_categories(
@@ -71,12 +89,15 @@ def select_n_categories(
     r"""Find the number of categories for which independent halves of the data agree best.
 
     Splitting a Poisson count by fair coin flips gives two independent Poisson counts, so that two fits share no noise
-    (count splitting: Neufeld et al. 2024, Biostatistics 25:270). The score of a number :math:`K` is
-    :math:`\frac1N\sum_i [c_1(x_i') = c_2(x_i'')] - \frac1K` for the labels :math:`c_1, c_2` of two fits, matched one to
-    one. Suppose that both halves cut one of :math:`K` types of equal size in two, in the same way for a share :math:`r`
-    of its cells. This costs :math:`(1 - r) / K` of the agreement and gains :math:`1 / (K (K + 1))`: the cut is
-    worthwhile if :math:`r > 1 - 1 / (K + 1)`, 0.67 of two types and 0.91 of ten. For few types that is little, so that
-    more categories have to be stable where halves agree on all cells.
+    (count splitting: Neufeld et al. 2024, Biostatistics 25:270). The score of a number of categories is
+
+    .. math:: \frac1N\sum_i [c_1(x_i') = c_2(x_i'')] + \frac{1 - r}{\log 2} H
+
+    for the labels :math:`c_1, c_2` of two fits, matched one to one, with :math:`H` the entropy of the sizes of their
+    categories and :math:`r = 0.9`. Cutting a type with a share :math:`p` of the cells in two equal halves raises
+    :math:`H` by :math:`p\log 2`, and costs :math:`p` times the share of its cells on which the fits disagree. So a cut
+    is worthwhile if they agree on more than 0.9 of these cells, whatever the size of the type and the number of others.
+    A single category scores 1.
 
     Parameters
     ----------
@@ -90,7 +111,8 @@ def select_n_categories(
         Batch codes, ``(n_cells,)``; a single batch if `None`.
     candidates
         Numbers to try. By default, numbers that grow by a fifth are tried up to a twentieth of the number of cells (at
-        most 150), or until three in a row are clearly worse than the best, and then numbers around the best.
+        most 150), until three in a row are clearly worse than the best or, above 20, until twice the best number,
+        and then numbers around the best.
     smallest
         Smallest number to try by default, at least 2.
     n_splits
@@ -112,11 +134,13 @@ def select_n_categories(
     views = [
         view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed, *looks)
     ]
+    labels: dict[int, list[np.ndarray]] = {}
     rows: dict[int, dict[str, float]] = {}
 
     def score(k: int) -> float:
         if k not in rows:
-            rows[k] = agreement([view.labels(_fitter(view, k, seed, start)) for view in views], k)
+            labels[k] = labels_of_halves(views, [_fitter(view, k, seed, start) for view in views])
+            rows[k] = agreement(labels[k], k)
         return rows[k]["score"]
 
     if candidates is None:
@@ -126,18 +150,15 @@ def select_n_categories(
             score(k)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).sort_index()
     table.index.name = "n_categories"
-    table["score"] = _capped(table)
-    return Selection(table)
+    return Selection(table, np.stack(labels[Selection(table).n_categories]))
 
 
-def _capped(table: pd.DataFrame) -> pd.Series:
-    """Scores, of which those of unstable categories are no higher than that of fewer on which halves agree."""
-    settled = table.index[table["agreement"] >= _PERFECT]
-    if not len(settled):
-        return table["score"]
-    best = settled.max()
-    unstable = (table.index > best) & (table["n_stable"] < _STABLE_SHARE * table.index)
-    return table["score"].mask(unstable, table["score"].clip(upper=table["score"][best]))
+def _matched_to(reference: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Labels by the categories of ``reference``, matched one to one, ``(n,)``."""
+    of_reference, of_labels = matched_table(reference, labels, k)[1]
+    name = np.empty(k, dtype=np.int64)
+    name[of_labels] = of_reference
+    return name[labels]
 
 
 def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
@@ -147,7 +168,10 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
     while k < largest:
         k = min(largest, max(k + 1, round(1.2 * k)))
         tried[k] = score(k)
-        if len(tried) > 5 and all(value < max(tried.values()) - _MARGIN for value in list(tried.values())[-3:]):
+        best = max(tried, key=tried.get)
+        if all(value < tried[best] - _MARGIN for value in list(tried.values())[-_PATIENCE:]):
+            break
+        if k >= max(_MANY_TIMES * best, _MANY):
             break
     while True:
         best = max(tried, key=tried.get)

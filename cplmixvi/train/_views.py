@@ -185,6 +185,7 @@ def fit_views(
     dimensions: Sequence[int] | None = None,
     seed: int = 0,
     committee: Sequence[Opinion] | None = None,
+    begin: tuple[torch.Tensor, torch.Tensor] | None = None,
     **mixture_options,
 ) -> ViewConsensus:
     """Find the categories on which views agree.
@@ -210,6 +211,10 @@ def fit_views(
         Source of all randomness.
     committee
         Of :func:`fit_committee` with the same arguments, where it was fitted before.
+    begin
+        Rows of some cells and their posteriors, ``(n,)`` and ``(n, K)``: the answer is the nearest likely mixture, and
+        none that is likelier is searched for. Not used with communities or labels. `None`: search from the committee's
+        votes.
     **mixture_options
         Of the class that ``start`` names.
 
@@ -230,7 +235,13 @@ def fit_views(
     projection = Projection(x, batch, max(dimensions), usual_scalings(start)[0])
     fitter = fitter_for(start, n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     z = projection(x, batch)
-    fit = fitter.fit([z[:, :d] for d in dimensions], starts=votes, known=known)
+    views = [z[:, :d] for d in dimensions]
+    if begin is None or known is not None or start != "mixture":
+        fit = fitter.fit(views, starts=votes, known=known)
+    else:
+        rows, posterior = begin
+        fit = fitter.maximise([view[rows] for view in views], posterior, n_iterations=30)
+        fit = fitter.maximise(views, fitter.posterior(views, fit), n_iterations=60)
     # Categories of labels are the same everywhere: only the others need partners.
     others = np.setdiff1d(np.arange(n_categories), [] if known is None else known.numpy())
     for member, vote in zip(committee, votes, strict=True):
