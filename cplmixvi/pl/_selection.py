@@ -54,8 +54,8 @@ def select_categories(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None 
 
         blue = color_palette("colorblind")[0]
         look = {"marker": "o", "markersize": 3, "linewidth": 1.2}
-        ax.plot(tried, table["agreement"], color="0.6", label="agreement: in the same category in both halves", **look)
-        ax.plot(tried, table["score"], color=blue, label="score: agreement, and a credit for more categories", **look)
+        ax.plot(tried, table["agreement"], color="0.6", label="agreement: same category in both halves", **look)
+        ax.plot(tried, table["score"], color=blue, label="score: with a credit for more categories", **look)
         ax.axvline(chosen, **_CHOSEN)
         ax.set(
             ylim=(min(0.0, 1.05 * table["score"].min()), max(1.02, 1.05 * table["score"].max())),
