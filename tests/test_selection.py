@@ -258,3 +258,11 @@ def test_categories_of_an_own_number_are_those_of_the_halves(make_counts, monkey
     labels[rows] = consensus.argmax(1)
     assert pd.crosstab(model.predict(), labels).max(axis=1).sum() > 0.98 * 400
     assert torch.equal(posterior.argmax(1).sort().values, torch.from_numpy(np.sort(labels)))
+
+
+def test_too_few_cells_are_no_beginning():
+    posterior = np.eye(2, dtype=np.float32)[np.arange(60) % 2]
+    some = np.arange(100, 160)
+    assert _guide._found_in(np.arange(39) + 121, some, posterior) is None
+    places, those = _guide._found_in(np.arange(200)[::-1].copy(), some, posterior)
+    assert (199 - places.numpy() == some).all() and torch.equal(those, torch.from_numpy(posterior))

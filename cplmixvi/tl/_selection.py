@@ -50,7 +50,7 @@ def select_categories(
         ``n_categories``, the number with the highest score, and ``table``, with one row per number tried.
 
         Also writes ``uns[key]["selection"]``, a dict of arrays ``(n_tried,)``: ``n_categories``, int64, ascending, and
-        float64 ``score``, ``agreement``, ``ari``, ``similarity`` and ``n_stable`` (see
+        float64 ``score``, ``agreement``, ``entropy``, ``ari``, ``similarity`` and ``n_stable`` (see
         :class:`cplmixvi.train.Selection`).
 
     Raises
@@ -62,7 +62,7 @@ def select_categories(
     Warns
     -----
     UserWarning
-        If the halves hardly agree for any number of categories.
+        If the halves agree so little that no number of categories is better than a single one.
     """
     check_key(key_added)
     keys = ResultKeys(key_added)

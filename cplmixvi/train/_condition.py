@@ -143,7 +143,7 @@ def with_condition(
     if len(values) < _CELLS_PER_CATEGORY * n_categories or not may_cross(module.augmenter):
         return batch
     x = module.encoder_input(values.to(module.device)).cpu()
-    committee = fit_committee(x[:MAX_CELLS], n_categories, batch[:MAX_CELLS], seed=seed)
+    committee = fit_committee(x[:MAX_CELLS], n_categories, batch[:MAX_CELLS], seed=seed, plain_seeds=True)
     condition = find_condition(x, batch, committee)
     if condition is None:
         return batch

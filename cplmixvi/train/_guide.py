@@ -20,6 +20,8 @@ from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
 MAX_CELLS = 20_000
+#: Cells per category that must be among these for their categories to be a beginning.
+_BEGIN_CELLS_PER_CATEGORY = 20
 
 
 def guide_input(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +73,7 @@ def fit_guide(
         (:func:`~cplmixvi.train._condition.find_condition`); cells are read anew afterwards. `None`: do not look for it.
     begin
         Rows of some cells in their AnnData, ``(n,)``, and probabilities of their categories, ``(n, K)``, if they are
-        known before: the answer is what these lead to.
+        known before: the answer is what these lead to, if 20 cells per category are among those that are read.
 
     Returns
     -------
@@ -107,9 +109,11 @@ def fit_guide(
 
 
 def _found_in(rows: np.ndarray, some: np.ndarray, posterior: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Where the rows ``some`` stand in ``rows``, and the posteriors of those that do; `None` if none does."""
+    """Where the rows ``some`` stand in ``rows``, and the posteriors of those that do; `None` if too few do."""
     _, places, those = np.intersect1d(rows, some, return_indices=True)
-    return (torch.from_numpy(places), torch.from_numpy(posterior[those])) if len(places) else None
+    if len(places) < _BEGIN_CELLS_PER_CATEGORY * posterior.shape[1]:
+        return None
+    return torch.from_numpy(places), torch.from_numpy(posterior[those])
 
 
 def half_encoder(module: CplMixVAE) -> Encode:

@@ -54,7 +54,7 @@ class HalfView:
     def fitter(self, start: str, n_categories: int, seed: int, few_moves: int) -> MixtureEM:
         """What labels cells from ``start``, with randomness of this view's own; see :func:`fitter_for`."""
         generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + self.index)
-        return fitter_for(start, n_categories, generator=generator, few_moves=few_moves)
+        return fitter_for(start, n_categories, generator=generator, few_moves=few_moves, plain_seeds=True)
 
 
 def labels_of_halves(

@@ -320,10 +320,16 @@ def fit_member(
     return Opinion(projection, fit, fitter.dof)
 
 
-def fitter_for(start: str, n_categories: int, *, few_moves: int | None = None, **options) -> MixtureEM:
-    """What fits mixtures from ``start``, see :func:`fit_views`; a search for the likeliest makes so few moves."""
-    if start == "mixture" and few_moves is not None:
-        options = {"n_moves": few_moves, **options}
+def fitter_for(
+    start: str, n_categories: int, *, few_moves: int | None = None, plain_seeds: bool = False, **options
+) -> MixtureEM:
+    """What fits mixtures from ``start``, see :func:`fit_views`.
+
+    ``few_moves`` and ``plain_seeds`` are for a search for the likeliest, see
+    :class:`~cplmixvi.train._mixture.SharedCovarianceMixture`.
+    """
+    if start == "mixture":
+        options = {"plain_seeds": plain_seeds, **({} if few_moves is None else {"n_moves": few_moves}), **options}
     if start == "images":
         # Communities of images are not Gaussian, and a mixture that is improved from them moves away from them: it
         # only says to which of them another image belongs, by the shape that each has. They are far apart, so that
