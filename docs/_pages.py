@@ -195,8 +195,8 @@ def _unseen(scores: dict[str, dict[str, dict[str, tuple[float, int]]]], baseline
         parts.append(f"{name} {mean(score, 'cplmixvi'):.2f} against {mean(score, best):.2f} ({METHODS[best]})")
     left_out = [data for data in README_DATA if data not in scores["ari"]["scvi_leiden"]]
     return (
-        f"{', '.join(UNSEEN)} had no part in any choice of the recipe. Means over them, against the best single "
-        f"baseline: {'; '.join(parts)}. scVI was not run on {', '.join(left_out)}."
+        f"{', '.join(UNSEEN)} had no part in any choice of the recipe for a given number. Means over them, against the "
+        f"best single baseline: {'; '.join(parts)}. scVI was not run on {', '.join(left_out)}."
     )
 
 
