@@ -65,7 +65,7 @@ def guide(make_counts):
 def model(make_counts, guide, monkeypatch):
     """A model whose training finds a condition, so that the augmenter is another one while it lasts."""
 
-    def fit_guide(module, batches, adopt):
+    def fit_guide(module, batches, adopt, begin):
         # Fitted once for all tests: it takes most of the time of trainings as short as these.
         adopt(lambda values, batch: values[:, 0] > values[:, 0].mean())
         return guide

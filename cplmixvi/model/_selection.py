@@ -28,9 +28,11 @@ from ._report import Report
 
 logger = logging.getLogger(__name__)
 
+#: Below this adjusted Rand index two halves of the data hardly agree on any types.
+WEAK = 0.2
 _NO_TYPES = (
-    "Halves of the data agree so little that no number of categories that was tried is better than a single one: there "
-    "may be no distinct types."
+    "Two halves of the data hardly agree on any categories, whatever their number (adjusted Rand index below "
+    f"{WEAK}): there may be no distinct types."
 )
 
 
@@ -86,7 +88,7 @@ class SelectionMixin(Mixin):
         Warns
         -----
         UserWarning
-            If the halves agree so little that no number of categories is better than a single one.
+            If the halves hardly agree for any number of categories.
 
         Examples
         --------
@@ -140,16 +142,18 @@ class SelectionMixin(Mixin):
         self._consensus = some, selection.consensus()
         self.selection_ = selection.table.reset_index().to_dict(orient="list")
         logger.info("Found %d categories, of %d numbers tried.", selection.n_categories, len(selection.table))
-        if selection.table["score"].max() < 1:
+        if _is_weak(selection):
             warnings.warn(_NO_TYPES, UserWarning, stacklevel=2)
         return selection
 
     def _with_selection(self, report: Report) -> Report:
-        """Add to a report that the number of categories was found and is no better than a single one."""
+        """Add to a report that halves of the data hardly agree on the categories whose number was found."""
         selection = self.selection
-        # Models that were saved before selections had an entropy have scores of another kind.
-        if selection is None or selection.n_categories != self.n_categories or "entropy" not in selection.table:
-            return report
-        if selection.table["score"].max() >= 1:
+        if selection is None or selection.n_categories != self.n_categories or not _is_weak(selection):
             return report
         return replace(report, problems=(*report.problems, _NO_TYPES))
+
+
+def _is_weak(selection: Selection) -> bool:
+    """Whether halves hardly agree with the number of categories that has the highest score."""
+    return bool(selection.table.loc[selection.n_categories, "ari"] < WEAK)

@@ -62,7 +62,7 @@ def select_categories(
     Warns
     -----
     UserWarning
-        If the halves agree so little that no number of categories is better than a single one.
+        If the halves hardly agree for any number of categories.
     """
     check_key(key_added)
     keys = ResultKeys(key_added)
