@@ -176,13 +176,12 @@ def simulate(
         If a number is out of range, or ``type_sizes`` does not fit.
     """
     minimum = {"n_obs": n_types, "n_vars": max(n_markers, n_state_genes, 1), "n_types": 1, "n_state": 0, "n_batches": 1}
+    minimum |= {"n_markers": 0, "n_state_genes": 0}
     given = {"n_obs": n_obs, "n_vars": n_vars, "n_types": n_types, "n_state": n_state, "n_batches": n_batches}
+    given |= {"n_markers": n_markers, "n_state_genes": n_state_genes}
     for name, least in minimum.items():
         if given[name] < least:
             raise ValueError(f"{name}={given[name]} given, at least {least} needed: raise {name}")
-    for name, value in {"n_markers": n_markers, "n_state_genes": n_state_genes}.items():
-        if value < 0:
-            raise ValueError(f"{name}={value} given, at least 0 needed: raise {name}")
     for name, value in {"state_scale": state_scale, "batch_scale": batch_scale, "library_sigma": library_sigma}.items():
         if not 0 <= value < np.inf:
             raise ValueError(f"{name}={value} given, a number of at least 0 is needed: change {name}")

@@ -20,9 +20,9 @@ def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[
     ValueError
         When the shape does not fit, or a value is no probability.
     """
-    if categories is None:
-        categories = list(proba.columns) if isinstance(proba, pd.DataFrame) else list(range(dense(proba).shape[-1]))
     values = dense(proba)
+    if categories is None:
+        categories = list(proba.columns) if isinstance(proba, pd.DataFrame) else list(range(values.shape[-1]))
     if values.shape != (n_obs, len(categories)):
         raise ValueError(
             f"proba has shape {values.shape}, ({n_obs}, {len(categories)}) is needed for these cells and categories: "

@@ -111,7 +111,7 @@ class Report:
         n_categories = proba.shape[1]
         names = category_names(n_categories) if names is None else names
         final = proba.argmax(1)
-        used = np.unique(final)
+        used, sizes = np.unique(final, return_counts=True)
         entropy = float(-(proba * np.log(proba + 1e-12)).sum(1).mean()) / max(math.log(n_categories), 1e-12)
         weakest, agreement = None, math.nan
         if labels.shape[1] > 1:
@@ -131,16 +131,16 @@ class Report:
             entropy=min(max(entropy, 0.0), 1.0),
             agreement=agreement,
             weakest=weakest,
-            problems=_problems(n_categories, entropy, agreement, share, final),
+            problems=_problems(n_categories, sizes, entropy, agreement, share),
             found_again=share,
             least_found=least_found,
         )
 
 
 def _problems(
-    n_categories: int, entropy: float, agreement: float, found_again: float, labels: np.ndarray
+    n_categories: int, sizes: np.ndarray, entropy: float, agreement: float, found_again: float
 ) -> tuple[str, ...]:
-    problems, n_used = [], len(np.unique(labels))
+    problems, n_used = [], len(sizes)
     if n_categories > 1 and n_used == 1:
         problems.append("All cells are in one category: the model has collapsed and its types mean nothing.")
     elif n_used < MIN_USED * n_categories:
@@ -155,7 +155,7 @@ def _problems(
         problems.append(
             f"The arms agree on {agreement:.0%} of cells only: most types would not be found again by another fit."
         )
-    if _beyond_chance(found_again, labels) < MIN_FOUND_AGAIN:
+    if _beyond_chance(found_again, sizes) < MIN_FOUND_AGAIN:
         problems.append(
             f"Fits to half of the data put {found_again:.0%} of cells only into the same category, little more than "
             "chance would: most types are not to be relied on; there may be fewer, or none."
@@ -163,7 +163,7 @@ def _problems(
     return tuple(problems)
 
 
-def _beyond_chance(found_again: float, labels: np.ndarray) -> float:
+def _beyond_chance(found_again: float, sizes: np.ndarray) -> float:
     """Share of cells found again, 0 where labels of the same sizes would be drawn by chance; 1 for one category."""
-    by_chance = float(np.square(np.unique(labels, return_counts=True)[1] / len(labels)).sum())
+    by_chance = float(np.square(sizes / sizes.sum()).sum())
     return (found_again - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0

@@ -51,9 +51,9 @@ class HalfView:
         """Fit to the cells that may be seen, some of which may have a known category."""
         return fitter.fit(self.seen_points, known=self.known(known))
 
-    def fitter(self, start: str, n_categories: int, seed: int, few_moves: int) -> MixtureEM:
-        """What labels cells from ``start``, with randomness of this view's own; see :func:`fitter_for`."""
-        generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + self.index)
+    def fitter(self, start: str, n_categories: int, seed: int, few_moves: int, salt: int = 0) -> MixtureEM:
+        """What labels cells from ``start``, by random numbers of this view and ``salt``; see :func:`fitter_for`."""
+        generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + salt + self.index)
         return fitter_for(start, n_categories, generator=generator, few_moves=few_moves, plain_seeds=True)
 
 
@@ -86,13 +86,14 @@ def labels_of_halves(
     """
     fits = [view.fit(fitter, known) for view, fitter in zip(views, fitters, strict=True)]
     said = [fitter.posterior(view.points, fit) for view, fitter, fit in zip(views, fitters, fits, strict=True)]
+    labels = [posterior.argmax(1).numpy() for posterior in said]
     if exchange:
-        better = []
         for index, (view, fitter, fit) in enumerate(zip(views, fitters, fits, strict=True)):
             others = [posterior[view.seen] for other, posterior in enumerate(said) if other != index]
-            better.append(fitter.improved(view.seen_points, fit, others, view.known(known)))
-        said = [fitter.posterior(view.points, fit) for view, fitter, fit in zip(views, fitters, better, strict=True)]
-    return [posterior.argmax(1).numpy() for posterior in said]
+            better = fitter.improved(view.seen_points, fit, others, view.known(known))
+            if better is not fit:
+                labels[index] = fitter.posterior(view.points, better).argmax(1).numpy()
+    return labels
 
 
 def views_of_halves(

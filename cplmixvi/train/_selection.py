@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._em import MixtureEM
-from ._halves import COLUMNS, Encode, HalfView, agreement, labels_of_halves, matched_table, views_of_halves
-from ._views import fitter_for, no_batch, usual_dimensions, usual_scalings
+from ._halves import COLUMNS, Encode, agreement, labels_of_halves, matched_table, views_of_halves
+from ._views import no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
 N_SPLITS = 4
@@ -139,7 +138,9 @@ def select_n_categories(
 
     def score(k: int) -> float:
         if k not in rows:
-            labels[k] = labels_of_halves(views, [_fitter(view, k, seed, start) for view in views])
+            labels[k] = labels_of_halves(
+                views, [view.fitter(start, k, seed, few_moves=3, salt=100 * k) for view in views]
+            )
             rows[k] = agreement(labels[k], k)
         return rows[k]["score"]
 
@@ -182,8 +183,3 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
             break
         for m in fresh:
             tried[m] = score(m)
-
-
-def _fitter(view: HalfView, k: int, seed: int, start: str) -> MixtureEM:
-    generator = torch.Generator().manual_seed(10_000 * (seed % 2**20) + 100 * k + view.index)
-    return fitter_for(start, k, generator=generator, few_moves=3, plain_seeds=True)
