@@ -20,14 +20,15 @@ def guide_state(guide: ViewConsensus) -> dict[str, object]:
     dict
         Of lists, dicts, numbers and tensors.
     """
-    return {"opinions": [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)], "start": guide.start}
+    opinions = [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)]
+    return {"opinions": opinions, "start": guide.start, "unequal": guide.unequal}
 
 
 def guide_of(state: dict) -> ViewConsensus:
     """Make the guide that :func:`guide_state` was given, on the CPU and in evaluation mode."""
     answer, *committee = (_opinion_of(opinion) for opinion in state["opinions"])
     # Checkpoints of version 0.1.0 do not say it, and nothing asks after the guide is fitted.
-    return ViewConsensus(answer, committee, state.get("start", "mixture")).eval()
+    return ViewConsensus(answer, committee, state.get("start", "mixture"), state.get("unequal", False)).eval()
 
 
 def _opinion_state(opinion: Opinion) -> dict[str, object]:

@@ -27,10 +27,13 @@ from ._gaussian import mahalanobis2
 from ._graph import GraphMixture
 from ._labels import some_rows
 from ._mixture import SharedCovarianceMixture
+from ._offsets import batch_levels, batch_means
 
 #: Standardised values are clipped here, so that one cell with a rare gene does not make a component.
 CLIP = 10.0
 DIMENSIONS = (10, 15, 20, 25)
+#: Coordinates in which what batches add is told from what types they have.
+OFFSET_DIMENSIONS = 15
 #: How much of the usual standard deviation, rather than its own, a gene is divided by: the first in the answer, and all
 #: by the members of its committee in turn.
 SCALINGS = (0.5, 0.0, 1.0)
@@ -54,8 +57,9 @@ class Projection(nn.Module):
     The scale :math:`s = s_\text{own}^{1-\gamma} s_\text{usual}^\gamma` mixes each gene's own standard deviation with
     the one that is usual at its mean. Dividing by the gene's own gives noise as much say as markers; dividing by the
     usual one lets the few most variable genes decide. Neither is better on all data. Pixels have one unit, and those
-    that are seldom lit no say beyond it: :math:`s = 1`. :math:`m` is each batch's mean, or that of all cells for a
-    batch that was not among them.
+    that are seldom lit no say beyond it: :math:`s = 1`. :math:`m` is each batch's mean; or, where shares of types are
+    unequal, what it would be if they were as in all (:mod:`._offsets`); or the mean of all cells for a batch that was
+    not among them.
 
     Parameters
     ----------
@@ -67,19 +71,36 @@ class Projection(nn.Module):
         Coordinates.
     scaling
         :math:`\gamma` in ``[0, 1]``; `None` for :math:`s = 1`.
+    unequal
+        Whether batches have types in unequal shares.
     """
 
-    def __init__(self, x: torch.Tensor, batch: torch.Tensor, n_components: int, scaling: float | None):
+    def __init__(
+        self,
+        x: torch.Tensor,
+        batch: torch.Tensor,
+        n_components: int,
+        scaling: float | None,
+        unequal: bool = False,
+    ):
         super().__init__()
         # The last row has no cells, so it is the mean of all: for batches that these cells do not reach.
-        self.register_buffer("mean", _batch_means(x, batch, int(batch.max()) + 2))
+        n_batches = int(batch.max()) + 2
+        self.register_buffer("mean", batch_means(x, batch, n_batches))
         self.register_buffer("scale", torch.ones(x.shape[1]) if scaling is None else _scale(x, scaling))
+        self.register_buffer("axes", self._principal(x, batch, n_components))
+        if unequal:
+            self.mean = batch_levels(x, batch, n_batches, self.scale, self.axes[:, :OFFSET_DIMENSIONS])
+            self.axes = self._principal(x, batch, n_components)
+
+    def _principal(self, x: torch.Tensor, batch: torch.Tensor, n_components: int) -> torch.Tensor:
+        """Principal axes of standardised values, ``(n_genes, n_components)``."""
         # Exact where that is cheap: randomised components beyond the first ten differ from seed to seed, and so would
         # the optimum of a mixture in them.
         exact = x.shape[1] <= MAX_GENES_EXACT and len(x) > 1
         pca = PCA(n_components, svd_solver="covariance_eigh" if exact else "randomized", random_state=0)
         pca.fit(self._standardise(x, batch).numpy())
-        self.register_buffer("axes", torch.from_numpy(np.ascontiguousarray(pca.components_.T, dtype=np.float32)))
+        return torch.from_numpy(np.ascontiguousarray(pca.components_.T, dtype=np.float32))
 
     def _standardise(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         mean = self.mean[batch.clamp_max(len(self.mean) - 1)]
@@ -154,13 +175,13 @@ class ViewConsensus(nn.Module):
         Fit to all cells.
     committee
         Fits to parts of the cells, their categories in the order of the answer's.
-    start
-        Where both started, see :func:`fit_views`.
+    start, unequal
+        Where both started and what was taken for what batches add, see :func:`fit_views`.
     """
 
-    def __init__(self, answer: Opinion, committee: Sequence[Opinion], start: str = "mixture"):
+    def __init__(self, answer: Opinion, committee: Sequence[Opinion], start: str = "mixture", unequal: bool = False):
         super().__init__()
-        self.start = start
+        self.start, self.unequal = start, unequal
         self.answer, self.committee = answer, nn.ModuleList(committee)
 
     @torch.no_grad()
@@ -186,6 +207,7 @@ def fit_views(
     seed: int = 0,
     committee: Sequence[Opinion] | None = None,
     begin: tuple[torch.Tensor, torch.Tensor] | None = None,
+    unequal: bool = False,
     **mixture_options,
 ) -> ViewConsensus:
     """Find the categories on which views agree.
@@ -215,6 +237,9 @@ def fit_views(
         Rows of some cells and their posteriors, ``(n,)`` and ``(n, K)``: the answer is the nearest likely mixture, and
         none that is likelier is searched for. Not used with communities or labels. `None`: search from the committee's
         votes.
+    unequal
+        Whether batches have types in unequal shares, so that their means are not what they add; see
+        :class:`Projection`.
     **mixture_options
         Of the class that ``start`` names.
 
@@ -228,11 +253,11 @@ def fit_views(
         known = None
     dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
     if committee is None:
-        options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
+        options = {"known": known, "start": start, "dimensions": dimensions, "unequal": unequal, **mixture_options}
         committee = fit_committee(x, n_categories, batch, seed=seed, **options)
     votes = [member(x, batch) for member in committee]
     dimensions = possible(dimensions, len(x), x.shape[1])
-    projection = Projection(x, batch, max(dimensions), usual_scalings(start)[0])
+    projection = Projection(x, batch, max(dimensions), usual_scalings(start)[0], unequal)
     fitter = fitter_for(start, n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     z = projection(x, batch)
     views = [z[:, :d] for d in dimensions]
@@ -247,7 +272,7 @@ def fit_views(
     for member, vote in zip(committee, votes, strict=True):
         member.order = torch.arange(n_categories)
         member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])])
-    return ViewConsensus(Opinion(projection, fit, fitter.dof), committee, start)
+    return ViewConsensus(Opinion(projection, fit, fitter.dof), committee, start, unequal)
 
 
 def fit_committee(
@@ -276,6 +301,7 @@ def fit_member(
     start: str = "mixture",
     dimensions: Sequence[int] | None = None,
     n_seen: int | None = None,
+    unequal: bool = False,
     **mixture_options,
 ) -> Opinion:
     """Fit one member of a committee: some of the cells, one projection, every other number of coordinates.
@@ -290,7 +316,7 @@ def fit_member(
         Batch codes, ``(n_cells,)``.
     index, seed
         Decide what the member sees.
-    known, start, dimensions, **mixture_options
+    known, start, dimensions, unequal, **mixture_options
         See :func:`fit_views`.
     n_seen
         Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category (100 where a graph is
@@ -313,7 +339,7 @@ def fit_member(
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
     scalings = usual_scalings(start)
-    projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)])
+    projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)], unequal)
     fitter = fitter_for(start, n_categories, generator=generator, few_moves=5, **mixture_options)
     z = projection(x[rows], batch[rows])
     fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
@@ -364,13 +390,6 @@ def possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]
 
 def no_batch(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(x), dtype=torch.long, device=x.device)
-
-
-def _batch_means(x: torch.Tensor, batch: torch.Tensor, n_batches: int) -> torch.Tensor:
-    """Mean of every batch ``(n_batches, n_genes)``; that of all cells where a batch has none here."""
-    members = torch.nn.functional.one_hot(batch, n_batches).to(x.dtype)
-    size = members.sum(0)[:, None]
-    return torch.where(size > 0, members.T @ x / size.clamp_min(1), x.mean(0))
 
 
 def _scale(x: torch.Tensor, scaling: float) -> torch.Tensor:
