@@ -75,6 +75,9 @@ class Projection(nn.Module):
         Whether batches have types in unequal shares.
     """
 
+    mean: torch.Tensor
+    axes: torch.Tensor
+
     def __init__(
         self,
         x: torch.Tensor,
