@@ -1,8 +1,10 @@
 """What batches add, where they have types in unequal shares."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 import cplmixvi as cpl
 from cplmixvi.train._guide import _of_batches
@@ -12,15 +14,22 @@ from cplmixvi.train._views import Projection, fit_views
 
 
 @pytest.fixture(scope="module")
-def unequal():
-    """Log values, types and batches of cells whose types have very different shares in two batches."""
+def counted():
+    """Counts, types and batches of cells whose types have very different shares in two batches."""
     rng = np.random.default_rng(0)
     adata = cpl.datasets.simulate(n_obs=900, n_vars=200, n_types=5, seed=0)
     types = adata.obs["type"].cat.codes.to_numpy()
     batch = (rng.random(900) < np.array([0.05, 0.95, 0.5, 0.1, 0.8])[types]).astype(int)
     shift = rng.normal(0, 0.3, (2, 200))
     counts = rng.poisson(adata.X.toarray() * np.exp(shift)[batch]).astype(np.float32)
-    return torch.as_tensor(cpl.pp.log_normalize(counts)), types, torch.from_numpy(batch)
+    return counts, types, torch.from_numpy(batch)
+
+
+@pytest.fixture(scope="module")
+def unequal(counted):
+    """The same with log values."""
+    counts, types, batch = counted
+    return torch.as_tensor(cpl.pp.log_normalize(counts)), types, batch
 
 
 def _between(levels: torch.Tensor) -> torch.Tensor:
@@ -100,10 +109,9 @@ def test_a_guide_asks_whether_its_categories_follow_batches(unequal, shares):
     assert guide_of(guide_state(guide)).unequal == guide.unequal
 
 
-def test_unequal_batches_of_a_model(unequal):
-    _, types, batch = unequal
-    adata = cpl.datasets.simulate(n_obs=900, n_vars=200, n_types=5, seed=0)
-    adata.obs["batch"] = batch.numpy().astype(str)
+def test_unequal_batches_of_a_model(counted):
+    counts, types, batch = counted
+    adata = AnnData(counts, obs=pd.DataFrame({"batch": batch.numpy().astype(str)}, index=np.arange(900).astype(str)))
     cpl.CplMixVI.setup_anndata(adata, batch_key="batch")
     model = cpl.CplMixVI(adata, n_categories=5)
     model.train(max_epochs=5, enable_progress_bar=False)

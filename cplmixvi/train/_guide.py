@@ -121,8 +121,10 @@ def _of_batches(guide: ViewConsensus, values: torch.Tensor, n_categories: int, *
     others. So a guide whose categories follow batches clearly more is not taken.
     """
     batch = options["batch"]
+    if guide.start == "images":
+        return guide
     follows = _follows(guide, values, batch)
-    if guide.start == "images" or follows <= _FOLLOWS_BATCHES:
+    if follows <= _FOLLOWS_BATCHES:
         return guide
     other = fit_views(values, n_categories, unequal=True, **options).eval()
     return other if _follows(other, values, batch) <= follows + _FOLLOWS_BATCHES else guide

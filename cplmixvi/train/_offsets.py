@@ -76,16 +76,15 @@ class OffsetMixture(SharedCovarianceMixture):
 
     def _from_clusters(self, z: torch.Tensor, members: torch.Tensor, posterior: torch.Tensor) -> OffsetFit:
         """Expectation maximisation from clusters, ``(n, K)``."""
-        weighted, ridge, previous = posterior, ridge_of(z), -math.inf
+        precision, ridge, previous = torch.ones_like(posterior), ridge_of(z), -math.inf
         for iteration in range(_N_ITERATIONS):
-            offsets = shifts(z, weighted, members)
+            offsets = shifts(z, posterior * precision, members)
             y = z - members @ offsets
-            mixture, _ = self._update(y, posterior, weighted / posterior.clamp_min(1e-12), None, ridge, math.inf)
-            weight = (posterior.sum(0) + 1e-8) / (posterior.sum() + 1e-8 * posterior.shape[1])
-            log_p, precision = self._log_joint([y], [mixture], weight)
+            mixture, _ = self._update(y, posterior, precision, None, ridge, math.inf)
+            weight = posterior.sum(0) + 1e-8
+            log_p, (precision,) = self._log_joint([y], [mixture], weight / weight.sum())
             total = log_p.logsumexp(1, keepdim=True)
             posterior = torch.exp(log_p - total)
-            weighted = posterior * precision[0]
             log_likelihood = float(total.double().mean())
             if iteration > 5 and log_likelihood - previous < _TOLERANCE:
                 break
