@@ -7,9 +7,9 @@ import torch
 from anndata import AnnData
 
 import cplmixvi as cpl
-from cplmixvi.train._guide import _of_batches
 from cplmixvi.train._guide_state import guide_of, guide_state
-from cplmixvi.train._offsets import OffsetMixture, batch_means, shifts
+from cplmixvi.train._offsets import OffsetMixture, batch_means, fit_to_batches, shifts
+from cplmixvi.train._selection import select_n_categories
 from cplmixvi.train._views import Projection, fit_views
 
 
@@ -103,10 +103,33 @@ def test_a_guide_asks_whether_its_categories_follow_batches(unequal, shares):
     x, types, batch = unequal
     if shares == "equal":
         batch = torch.arange(len(x)) % 2
-    options = {"batch": batch, "seed": 0}
-    guide = _of_batches(fit_views(x, 5, **options), x, 5, **options)
+
+    def fit(unequal: bool):
+        return fit_views(x, 5, batch=batch, unequal=unequal)
+
+    guide = fit_to_batches(fit, lambda guide: guide(x, batch).argmax(1).numpy(), batch)
     assert guide.unequal == (shares == "unequal")
     assert guide_of(guide_state(guide)).unequal == guide.unequal
+
+
+def test_a_number_is_that_of_types_and_not_of_types_by_batch(counted):
+    counts, types, batch = counted
+
+    def select(unequal):
+        return select_n_categories(
+            torch.from_numpy(counts),
+            on_counts=True,
+            encode=lambda half: torch.as_tensor(cpl.pp.log_normalize(half.numpy())),
+            batch=batch,
+            candidates=[5, 6],
+            n_splits=1,
+            unequal=unequal,
+        )
+
+    assert select(False).n_categories == 6  # a type that means move apart counts twice
+    found = select(None)
+    assert found.n_categories == 5
+    assert cpl.metrics.ari(types, found.consensus().argmax(1)) > 0.95
 
 
 def test_unequal_batches_of_a_model(counted):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from sklearn.metrics import adjusted_mutual_info_score
 
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
@@ -17,14 +16,13 @@ from ._choice import choose_start, n_cells_to_choose
 from ._condition import Condition, find_condition
 from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
+from ._offsets import fit_to_batches
 from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
 MAX_CELLS = 20_000
 #: Cells per category that must be among these for their categories to be a beginning.
 _BEGIN_CELLS_PER_CATEGORY = 20
-#: Adjusted mutual information of categories and batches above which batches have types in unequal shares.
-_FOLLOWS_BATCHES = 0.05
 
 
 def guide_input(module: CplMixVAE, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,32 +107,14 @@ def fit_guide(
         return fit_guide(module, batches, max_cells, begin=begin)
     begin = None if begin is None or rows is None else _found_in(rows.numpy(), *begin)
     options |= {"batch": codes, "begin": begin}
-    guide = fit_views(values, module.n_categories, committee=committee, **options).eval()
-    return _of_batches(guide, values, module.n_categories, **options)
 
+    def fit(unequal: bool) -> ViewConsensus:
+        members = None if unequal else committee
+        return fit_views(values, module.n_categories, committee=members, unequal=unequal, **options).eval()
 
-def _of_batches(guide: ViewConsensus, values: torch.Tensor, n_categories: int, **options) -> ViewConsensus:
-    """The guide, or one that takes other values for what batches add, if its categories follow batches.
-
-    Batches' means are what they add if types have the same shares in all, and then so have the categories. Otherwise
-    it is estimated beside clusters, which is not better where a batch (a condition) changes some types much more than
-    others. So a guide whose categories follow batches clearly more is not taken.
-    """
-    batch = options["batch"]
-    if guide.start == "images":
-        return guide
-    follows = _follows(guide, values, batch)
-    if follows <= _FOLLOWS_BATCHES:
-        return guide
-    other = fit_views(values, n_categories, unequal=True, **options).eval()
-    return other if _follows(other, values, batch) <= follows + _FOLLOWS_BATCHES else guide
-
-
-def _follows(guide: ViewConsensus, values: torch.Tensor, batch: torch.Tensor) -> float:
-    """Adjusted mutual information of categories and batches."""
-    if len(batch.unique()) < 2:
-        return 0.0
-    return float(adjusted_mutual_info_score(batch.numpy(), guide(values, batch).argmax(1).numpy()))
+    if on_images:
+        return fit(False)
+    return fit_to_batches(fit, lambda guide: guide(values, codes).argmax(1).numpy(), codes)
 
 
 def _found_in(rows: np.ndarray, some: np.ndarray, posterior: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -9,9 +9,13 @@ batch differ by from those of another in the same cluster.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from sklearn.metrics import adjusted_mutual_info_score
 
 from ._gaussian import inverse_root, ridge_of
 from ._labels import some_rows
@@ -22,6 +26,10 @@ N_CLUSTERS, _CELLS_PER_CLUSTER = 20, 40
 #: Cells that offsets are fitted to, at most, with some of every batch.
 MAX_CELLS = 5_000
 _N_STARTS, _N_ITERATIONS, _TOLERANCE = 3, 40, 1e-4
+#: Adjusted mutual information of categories and batches above which batches have types in unequal shares.
+_FOLLOWS_BATCHES = 0.05
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,40 @@ def batch_means(x: torch.Tensor, batch: torch.Tensor, n_batches: int) -> torch.T
     members = _one_hot(batch, n_batches, x)
     size = members.sum(0)[:, None]
     return torch.where(size > 0, members.T @ x / size.clamp_min(1), x.mean(0))
+
+
+def fit_to_batches(
+    fit: Callable[[bool], Found], categories: Callable[[Found], np.ndarray], batch: torch.Tensor
+) -> Found:
+    """Fit by batches' means, and again by offsets beside clusters if the categories found follow batches.
+
+    Batches' means are what they add if types have the same shares in all, and then so have the categories. Otherwise
+    offsets are better, but not where a batch (a condition) changes some types much more than others. So what is fitted
+    by offsets is not taken if its categories follow batches clearly more.
+
+    Parameters
+    ----------
+    fit
+        Called with whether batches have types in unequal shares, see :class:`~cplmixvi.train._views.Projection`.
+    categories
+        Codes of the cells by what was fitted, ``(n,)``.
+    batch
+        Codes of the cells' batches, ``(n,)``.
+
+    Returns
+    -------
+    Found
+        What ``fit`` returned, of one of the two.
+    """
+
+    def follows(found: Found) -> float:
+        return float(adjusted_mutual_info_score(batch.numpy(), categories(found)))
+
+    by_means = fit(False)
+    if len(batch.unique()) < 2 or (least := follows(by_means)) <= _FOLLOWS_BATCHES:
+        return by_means
+    by_offsets = fit(True)
+    return by_offsets if follows(by_offsets) <= least + _FOLLOWS_BATCHES else by_means
 
 
 def _one_hot(batch: torch.Tensor, n_batches: int, like: torch.Tensor) -> torch.Tensor:
