@@ -50,6 +50,20 @@ def test_the_weakest_category_is_named():
     assert report([TYPES, other]).weakest == ("2", 0.0)
 
 
+def test_categories_that_are_not_to_be_relied_on_are_named_though_the_fit_is_sound():
+    # Of category 2 one arm puts half elsewhere, category 0 is found again by halves less often.
+    other = np.where((TYPES == 2) & (np.arange(200) < 100), 3, TYPES)
+    labels, found_again = np.stack([TYPES, other], axis=1), np.array([0.55, 0.9, 0.9, 0.9])
+    proba = np.eye(4)[TYPES]
+    found = Report.from_posterior(proba, labels, np.array(["a", "b", "c", "d"]), found_again)
+    assert found.sound
+    assert found.doubtful == ("a", "c")
+    assert found.doubtful_cells == 0.5
+    assert "2 of the categories (a, c) with 50.0% of cells" in str(found)
+    assert not report([TYPES, TYPES]).doubtful
+    assert "relied" not in str(report([TYPES, TYPES]))
+
+
 def test_one_arm_says_that_reproducibility_is_unknown():
     assert "unknown" in str(report([TYPES]))
     assert report([TYPES]).sound

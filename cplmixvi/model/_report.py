@@ -15,6 +15,10 @@ MIN_USED = 0.5
 MAX_ENTROPY = 0.5
 MIN_AGREEMENT = 0.6
 MIN_FOUND_AGAIN = 0.4
+#: Consensus, and share found again, below which a single category is not to be relied on, though the fit is sound.
+MIN_OF_CATEGORY = 0.6
+#: Categories that are named in one sentence.
+_MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Report:
         Fraction of the cells that fits to half of the data put into the same category; ``nan`` without such fits.
     least_found
         Name and fraction of the used category that these fits recover least; `None` without such fits.
+    doubtful
+        Names of used categories with a consensus, or a fraction found again, below 0.6.
+    doubtful_cells
+        Fraction of the cells that are in these.
     """
 
     n_categories: int
@@ -50,6 +58,8 @@ class Report:
     condition: float | None = None
     found_again: float = math.nan
     least_found: tuple[str, float] | None = None
+    doubtful: tuple[str, ...] = ()
+    doubtful_cells: float = 0.0
 
     @property
     def sound(self) -> bool:
@@ -74,6 +84,13 @@ class Report:
             lines.append(
                 f"Fits to half of the data put {self.found_again:.0%} of cells into the same category, fewest of "
                 f"category {name} ({share:.0%}); confidence says no more than that."
+            )
+        if self.doubtful:
+            names = ", ".join(self.doubtful[:_MOST_NAMES]) + (", ..." if len(self.doubtful) > _MOST_NAMES else "")
+            lines.append(
+                f"Not to be relied on: {len(self.doubtful)} of the categories ({names}) with "
+                f"{self.doubtful_cells:.1%} of cells, of which arms or halves of the data agree on fewer than "
+                f"{MIN_OF_CATEGORY:.0%}."
             )
         if self.condition is not None:
             lines.append(
@@ -114,17 +131,20 @@ class Report:
         used, sizes = np.unique(final, return_counts=True)
         entropy = float(-(proba * np.log(proba + 1e-12)).sum(1).mean()) / max(math.log(n_categories), 1e-12)
         weakest, agreement = None, math.nan
+        doubtful = np.zeros(len(used), dtype=bool)
         if labels.shape[1] > 1:
             consensus = Consensus.from_labels(labels, final, n_categories, names)
             agreement = consensus.mean
             of_used = np.nan_to_num(consensus.by_category[used])
             worst = int(of_used.argmin())
             weakest = (str(names[used[worst]]), float(of_used[worst]))
+            doubtful |= of_used < MIN_OF_CATEGORY
         share, least_found = math.nan, None
         if found_again is not None:
             share = float(found_again[final].mean())
             worst = used[found_again[used].argmin()]
             least_found = (str(names[worst]), float(found_again[worst]))
+            doubtful |= found_again[used] < MIN_OF_CATEGORY
         return cls(
             n_categories=n_categories,
             n_used=len(used),
@@ -134,6 +154,8 @@ class Report:
             problems=_problems(n_categories, sizes, entropy, agreement, share),
             found_again=share,
             least_found=least_found,
+            doubtful=tuple(names[used[doubtful]].astype(str).tolist()),
+            doubtful_cells=float(sizes[doubtful].sum() / len(final)) if len(final) else 0.0,
         )
 
 
