@@ -24,7 +24,7 @@ def counts(make_counts):
     return torch.from_numpy(make_counts(n_obs=600, n_vars=80, n_types=4).X.toarray()).float()
 
 
-@pytest.mark.parametrize("n_types", [3, 6])
+@pytest.mark.parametrize("n_types", [3, 6, 12])
 def test_well_separated_types_are_counted(make_counts, n_types):
     x = torch.from_numpy(make_counts(n_obs=900, n_vars=90, n_types=n_types, seed=1).X.toarray()).float()
     selection = select_n_categories(x, on_counts=True, encode=encode, n_splits=2)
@@ -112,6 +112,28 @@ def test_the_search_climbs_while_there_is_hope_and_looks_around_the_best():
     # Halves agree on eight types, and no more categories are much worse.
     _selection._search(lambda k: tried.append(k) or (1.0 if k == 8 else 0.98), 2, 150)
     assert 20 <= max(tried) <= 24
+
+
+@pytest.mark.parametrize("n_types", [9, 14, 30])
+def test_a_few_bad_scores_are_no_reason_to_stop(n_types):
+    # Two are found again, three or four of many that are as far apart as all are not.
+    tried = {}
+
+    def score(k):
+        tried[k] = 1.1 if k == 2 else 0.7 + 0.02 * k if k <= n_types else 0.7 + 0.02 * n_types - 0.01 * (k - n_types)
+        tried[k] += 0.4 if k > 0.6 * n_types else 0
+        return tried[k]
+
+    _selection._search(score, 2, 150)
+    assert abs(max(tried, key=tried.get) - n_types) <= max(1, 0.1 * n_types)
+    assert max(tried) < 2.5 * n_types
+
+
+def test_where_there_is_nothing_to_find_the_search_ends_soon():
+    tried = []
+    _selection._search(lambda k: tried.append(k) or (0.7 if k == 2 else 0.6 + 0.01 * (-1) ** k), 2, 150)
+    assert len(tried) < 10
+    assert max(tried) < 20
 
 
 def test_same_seed_same_table(counts):

@@ -25,10 +25,13 @@ MAX_CELLS = {"mixture": 5_000, "images": 12_000}
 #: Cells per category without which a type cannot be told from a chance group of outlying cells.
 _CELLS_PER_CATEGORY = 20
 _LARGEST = 150
-#: A number that scores so much below the best is worse, and not just unlucky; after so many of them in a row no more
-#: are tried. Nor are so many times as many as the best, if they are so many: where halves agree on large types, scores
-#: fall slowly, and fits take longer and longer.
-_MARGIN, _PATIENCE = 0.03, 3
+#: Numbers grow by so much; by more where they look hopeless.
+_STEP, _LEAP = 1.2, 1.5
+#: A number that scores so much below the best is worse, and not just unlucky; after so many of them in a row, and so
+#: many categories, no more are tried unless scores rise.
+_MARGIN, _PATIENCE, _FEWEST_TRIED = 0.03, 3, 15
+#: Nor are so many times as many as the best, if they are so many: where halves agree on large types, scores fall slowly,
+#: and fits take longer and longer.
 _MANY_TIMES, _MANY = 2, 20
 
 
@@ -111,9 +114,10 @@ def select_n_categories(
     batch
         Batch codes, ``(n_cells,)``; a single batch if `None`.
     candidates
-        Numbers to try. By default, numbers that grow by a fifth are tried up to a twentieth of the number of cells (at
-        most 150), until three in a row are clearly worse than the best or, above 20, until twice the best number,
-        and then numbers around the best.
+        Numbers to try. By default, numbers that grow by a fifth (a half where three in a row are clearly worse than
+        the best) are tried up to a twentieth of the number of cells (at most 150), until three in a row are clearly
+        worse and there are 15, or, above 20, until twice the best number, but on while scores rise; and then numbers
+        around the best.
     smallest
         Smallest number to try by default, at least 2.
     n_splits
@@ -184,13 +188,18 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
     tried = {smallest: score(smallest)}
     k = smallest
     while k < largest:
-        k = min(largest, max(k + 1, round(1.2 * k)))
-        tried[k] = score(k)
         best = max(tried, key=tried.get)
-        if all(value < tried[best] - _MARGIN for value in list(tried.values())[-_PATIENCE:]):
+        *_, previous, last = [-np.inf, *tried.values()]
+        hopeless = len(tried) > _PATIENCE and all(
+            value < tried[best] - _MARGIN for value in list(tried.values())[-_PATIENCE:]
+        )
+        # Where types are as far from one another as all others, fits to halves that are given fewer categories merge
+        # different ones, and agree only once the number is near theirs: a few bad scores are no reason to stop.
+        rising = last > previous + _MARGIN
+        if not rising and ((hopeless and k >= _FEWEST_TRIED) or k >= max(_MANY_TIMES * best, _MANY)):
             break
-        if k >= max(_MANY_TIMES * best, _MANY):
-            break
+        k = min(largest, max(k + 1, round((_LEAP if hopeless else _STEP) * k)))
+        tried[k] = score(k)
     while True:
         best = max(tried, key=tried.get)
         # Two numbers that differ by less than a tenth are hardly two answers.
