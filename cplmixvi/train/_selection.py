@@ -30,8 +30,8 @@ _STEP, _LEAP = 1.2, 1.5
 #: A number that scores so much below the best is worse, and not just unlucky; after so many of them in a row, and so
 #: many categories, no more are tried unless scores rise.
 _MARGIN, _PATIENCE, _FEWEST_TRIED = 0.03, 3, 15
-#: Nor are so many times as many as the best, if they are so many: where halves agree on large types, scores fall slowly,
-#: and fits take longer and longer.
+#: Nor are so many times as many as the best, if they are so many: where halves agree on large types, scores fall
+#: slowly, and fits take longer and longer.
 _MANY_TIMES, _MANY = 2, 20
 
 
