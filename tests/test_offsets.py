@@ -7,8 +7,8 @@ import torch
 from anndata import AnnData
 
 import cplmixvi as cpl
-from cplmixvi.train._guide_state import guide_of, guide_state
-from cplmixvi.train._offsets import OffsetMixture, batch_means, fit_to_batches, shifts
+from cplmixvi.train import _views
+from cplmixvi.train._offsets import OffsetMixture, batch_means, shifts
 from cplmixvi.train._selection import select_n_categories
 from cplmixvi.train._views import Projection, fit_views
 
@@ -45,7 +45,7 @@ def test_levels_of_batches_do_not_follow_their_types(unequal):
             for t in (1, 2, 4)
         ]
     ).mean(0)
-    found = _between(Projection(x, batch, 10, 0.5, unequal=True).mean)
+    found = _between(Projection(x, batch, 10, 0.5).mean)
     means = _between(batch_means(x, batch, 2))
     assert (found - true).norm() < 0.5 * (means - true).norm()
     assert torch.corrcoef(torch.stack([found, true]))[0, 1] > 0.9
@@ -53,7 +53,7 @@ def test_levels_of_batches_do_not_follow_their_types(unequal):
 
 def test_types_of_unequal_batches_are_found(unequal):
     x, types, batch = unequal
-    guide = fit_views(x, 5, batch=batch, unequal=True)
+    guide = fit_views(x, 5, batch=batch)
     assert cpl.metrics.ari(types, guide(x, batch).argmax(1).numpy()) > 0.95
 
 
@@ -85,7 +85,7 @@ def test_a_batch_of_few_cells(unequal, rare):
     x, _, batch = unequal
     batch = batch.clone()
     batch[:rare] = 3
-    levels = Projection(x, batch, 10, 0.5, unequal=True).mean
+    levels = Projection(x, batch, 10, 0.5).mean
     assert levels.shape == (5, 200)
     assert torch.isfinite(levels).all()
     # Codes 2 and 4 have no cells.
@@ -94,28 +94,14 @@ def test_a_batch_of_few_cells(unequal, rare):
 
 def test_few_cells_are_centred_by_their_means(unequal):
     x, _, batch = unequal
-    levels = Projection(x[:60], batch[:60], 5, 0.5, unequal=True).mean
+    levels = Projection(x[:60], batch[:60], 5, 0.5).mean
     assert torch.allclose(levels[:2], batch_means(x[:60], batch[:60], 2))
 
 
-@pytest.mark.parametrize("shares", ["equal", "unequal"])
-def test_a_guide_asks_whether_its_categories_follow_batches(unequal, shares):
-    x, types, batch = unequal
-    if shares == "equal":
-        batch = torch.arange(len(x)) % 2
-
-    def fit(unequal: bool):
-        return fit_views(x, 5, batch=batch, unequal=unequal)
-
-    guide = fit_to_batches(fit, lambda guide: guide(x, batch).argmax(1).numpy(), batch)
-    assert guide.unequal == (shares == "unequal")
-    assert guide_of(guide_state(guide)).unequal == guide.unequal
-
-
-def test_a_number_is_that_of_types_and_not_of_types_by_batch(counted):
+def test_a_number_is_that_of_types_and_not_of_types_by_batch(counted, monkeypatch):
     counts, types, batch = counted
 
-    def select(unequal):
+    def select():
         return select_n_categories(
             torch.from_numpy(counts),
             on_counts=True,
@@ -123,13 +109,40 @@ def test_a_number_is_that_of_types_and_not_of_types_by_batch(counted):
             batch=batch,
             candidates=[5, 6],
             n_splits=1,
-            unequal=unequal,
         )
 
-    assert select(False).n_categories == 6  # a type that means move apart counts twice
-    found = select(None)
+    found = select()
     assert found.n_categories == 5
     assert cpl.metrics.ari(types, found.consensus().argmax(1)) > 0.95
+    monkeypatch.setattr(_views, "batch_levels", lambda x, batch, n_batches, *_: batch_means(x, batch, n_batches))
+    assert select().n_categories == 6  # a type that means move apart counts twice
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.0, 1.0), (0.5, 0.5, 0.5)])
+@pytest.mark.parametrize("effect", [0.0, 0.6])
+def test_types_that_one_batch_has_for_itself(shares, effect):
+    rng = np.random.default_rng(1)
+    adata = cpl.datasets.simulate(n_obs=600, n_vars=200, n_types=3, seed=1)
+    types = adata.obs["type"].cat.codes.to_numpy()
+    batch = (rng.random(600) < np.array(shares)[types]).astype(int)
+    counts = rng.poisson(adata.X.toarray() * np.exp(rng.normal(0, effect, (2, 200)))[batch])
+    x, batch = torch.as_tensor(cpl.pp.log_normalize(counts.astype(np.float32))), torch.from_numpy(batch)
+    assert cpl.metrics.ari(types, fit_views(x, 3, batch=batch)(x, batch).argmax(1).numpy()) > 0.95
+
+
+def test_a_response_of_some_types_is_no_offset():
+    # Half of the cells are treated; the first of three types answers five times as much as the others.
+    rng = np.random.default_rng(0)
+    adata = cpl.datasets.simulate(n_obs=900, n_vars=200, n_types=3, seed=0)
+    types = adata.obs["type"].cat.codes.to_numpy()
+    batch = rng.permutation(np.arange(900) % 2)
+    genes = np.zeros(200)
+    genes[:40] = rng.normal(0, 0.4, 40)
+    strength = batch * np.array([5.0, 1.0, 1.0])[types]
+    counts = rng.poisson(adata.X.toarray() * np.exp(strength[:, None] * genes)).astype(np.float32)
+    x, batch = torch.as_tensor(cpl.pp.log_normalize(counts)), torch.from_numpy(batch)
+    assert torch.equal(Projection(x, batch, 10, 0.5).mean[:2], batch_means(x, batch, 2))
+    assert cpl.metrics.ari(types, fit_views(x, 3, batch=batch)(x, batch).argmax(1).numpy()) > 0.95
 
 
 def test_unequal_batches_of_a_model(counted):

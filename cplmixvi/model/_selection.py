@@ -125,22 +125,19 @@ class SelectionMixin(Mixin):
         # What types must not follow is a batch here: its mean is taken out.
         nuisance = codes_of(self.adata, self.module.augmenter.nuisance_keys)[some]
         values = self.module.augmenter.normal_form(torch.cat(values))
-        codes = batches = torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance))
+        batch = torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance))
         # As in training, where copies of both levels of a condition would need all cells in memory.
         if find_condition and not is_on_disk(self.adata_manager):
-            codes = with_condition(self.module, values, batches, n_known=self.n_labels, seed=seed)
-        # A condition changes types by different amounts, so that its means are taken out, whatever the types' shares.
-        has_condition = bool(self.module.augmenter.nuisance_keys) or codes is not batches
+            batch = with_condition(self.module, values, batch, n_known=self.n_labels, seed=seed)
         selection = select_n_categories(
             values,
             on_counts=self.module.on_counts,
             encode=half_encoder(self.module),
-            batch=codes,
+            batch=batch,
             candidates=candidates,
             smallest=smallest,
             start=start,
             seed=seed,
-            unequal=False if has_condition else None,
         )
         self._consensus = some, selection.consensus()
         self.selection_ = selection.table.reset_index().to_dict(orient="list")

@@ -16,7 +16,6 @@ from ._choice import choose_start, n_cells_to_choose
 from ._condition import Condition, find_condition
 from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
-from ._offsets import fit_to_batches
 from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views
 
 #: Cells that views are fitted to. More change little and cost time in proportion.
@@ -107,14 +106,7 @@ def fit_guide(
         return fit_guide(module, batches, max_cells, begin=begin)
     begin = None if begin is None or rows is None else _found_in(rows.numpy(), *begin)
     options |= {"batch": codes, "begin": begin}
-
-    def fit(unequal: bool) -> ViewConsensus:
-        members = None if unequal else committee
-        return fit_views(values, module.n_categories, committee=members, unequal=unequal, **options).eval()
-
-    if on_images:
-        return fit(False)
-    return fit_to_batches(fit, lambda guide: guide(values, codes).argmax(1).numpy(), codes)
+    return fit_views(values, module.n_categories, committee=committee, **options).eval()
 
 
 def _found_in(rows: np.ndarray, some: np.ndarray, posterior: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -21,14 +21,14 @@ def guide_state(guide: ViewConsensus) -> dict[str, object]:
         Of lists, dicts, numbers and tensors.
     """
     opinions = [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)]
-    return {"opinions": opinions, "start": guide.start, "unequal": guide.unequal}
+    return {"opinions": opinions, "start": guide.start}
 
 
 def guide_of(state: dict) -> ViewConsensus:
     """Make the guide that :func:`guide_state` was given, on the CPU and in evaluation mode."""
     answer, *committee = (_opinion_of(opinion) for opinion in state["opinions"])
     # Checkpoints of version 0.1.0 do not say it, and nothing asks after the guide is fitted.
-    return ViewConsensus(answer, committee, state.get("start", "mixture"), state.get("unequal", False)).eval()
+    return ViewConsensus(answer, committee, state.get("start", "mixture")).eval()
 
 
 def _opinion_state(opinion: Opinion) -> dict[str, object]:

@@ -105,12 +105,10 @@ def views_of_halves(
     seed: int,
     dimensions: Sequence[int] = DIMENSIONS,
     scalings: Sequence[float | None] = SCALINGS,
-    unequal: bool = False,
 ) -> list[HalfView]:
     """Halve cells and their measurements at random: what each of two fits will see.
 
-    ``x`` has cells first and genes last; ``encode`` makes log values ``(n_cells, n_genes)`` of a half of it;
-    ``unequal`` is that of :class:`~cplmixvi.train._views.Projection`.
+    ``x`` has cells first and genes last; ``encode`` makes log values ``(n_cells, n_genes)`` of a half of it.
     """
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
     cells = torch.randperm(len(x), generator=generator).tensor_split(2)
@@ -122,7 +120,7 @@ def views_of_halves(
         some = possible(dimensions, len(seen), log_values.shape[1])
         some = some[index % 2 :: 2] or some
         scaling = scalings[index % len(scalings)]
-        projection = Projection(log_values[seen], batch[seen], max(some), scaling, unequal)
+        projection = Projection(log_values[seen], batch[seen], max(some), scaling)
         z = projection(log_values, batch)
         views.append(HalfView([z[:, :d] for d in some], seen, 2 * index + side))
     return views

@@ -4,18 +4,18 @@ The mean of a batch is what it adds and what its types are: a batch with more ne
 neurons express. Where types are unequal, subtracting means moves the same type apart, so that it is found once per
 batch, and different types together. So offsets and clusters are fitted at once: an offset is what the cells of one
 batch differ by from those of another in the same cluster.
+
+A batch that changes some types much more than others (a treatment) has no such offset: types that change most are one
+cluster per batch. These differ along what the batch adds to the others, as types that only one batch has do not, and
+there means are better.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
 
 from ._gaussian import inverse_root, ridge_of
 from ._labels import some_rows
@@ -26,10 +26,8 @@ N_CLUSTERS, _CELLS_PER_CLUSTER = 20, 40
 #: Cells that offsets are fitted to, at most, with some of every batch.
 MAX_CELLS = 5_000
 _N_STARTS, _N_ITERATIONS, _TOLERANCE = 3, 40, 1e-4
-#: Adjusted mutual information of categories and batches above which batches have types in unequal shares.
-_FOLLOWS_BATCHES = 0.05
-
-Found = TypeVar("Found")
+#: Cosine above which clusters of one batch differ from others along its offset (interferon .15 to .3, batches to .06).
+_RESPONSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,34 @@ def shifts(values: torch.Tensor, weighted: torch.Tensor, members: torch.Tensor) 
     return torch.linalg.solve(left, right).float()
 
 
+def response(rest: torch.Tensor, posterior: torch.Tensor, members: torch.Tensor, offsets: torch.Tensor) -> float:
+    """How far clusters that have more of a batch differ from the others along what the batch adds.
+
+    Parameters
+    ----------
+    rest
+        Values without what batches add, ``(n, d)``.
+    posterior
+        Of clusters, ``(n, K)``.
+    members
+        Batches of the cells, one-hot, ``(n, n_batches)``.
+    offsets
+        Of the batches, ``(n_batches, d)``.
+
+    Returns
+    -------
+    float
+        Cosine of a batch's offset from the other batches' with the slope of clusters' means on its share in them, mean
+        over batches by their cells.
+    """
+    size = posterior.sum(0).clamp_min(1e-6)
+    means = posterior.T @ rest / size[:, None]
+    share = members.mean(0)
+    excess = posterior.T @ members / size[:, None] - share
+    slopes = (size[:, None] * excess).T @ means
+    return float(share @ torch.cosine_similarity(slopes, offsets - share @ offsets, dim=1))
+
+
 def batch_levels(
     x: torch.Tensor, batch: torch.Tensor, n_batches: int, scale: torch.Tensor, axes: torch.Tensor
 ) -> torch.Tensor:
@@ -150,7 +176,7 @@ def batch_levels(
     -------
     torch.Tensor
         ``(n_batches, n_genes)``; the mean of all cells for a batch that has none, and batches' own means where cells
-        are too few to be told apart.
+        are too few to be told apart or batches change some types much more than others.
     """
     n_clusters = min(N_CLUSTERS, len(x) // _CELLS_PER_CLUSTER)
     if len(batch.unique()) < 2 or n_clusters < 2:
@@ -161,6 +187,8 @@ def batch_levels(
     centred = x[rows] - x.mean(0)
     found = OffsetMixture(n_clusters, generator=generator).fit_offsets((centred / scale) @ axes, members)
     offsets = shifts(centred, found.posterior, members)
+    if response((centred - members @ offsets) / scale, found.posterior, members, offsets / scale) > _RESPONSE:
+        return batch_means(x, batch, n_batches)
     share = torch.bincount(batch, minlength=n_batches).to(x.dtype) / len(x)
     levels = x.mean(0) + offsets - share @ offsets
     return torch.where((share > 0)[:, None], levels, x.mean(0))
@@ -171,40 +199,6 @@ def batch_means(x: torch.Tensor, batch: torch.Tensor, n_batches: int) -> torch.T
     members = _one_hot(batch, n_batches, x)
     size = members.sum(0)[:, None]
     return torch.where(size > 0, members.T @ x / size.clamp_min(1), x.mean(0))
-
-
-def fit_to_batches(
-    fit: Callable[[bool], Found], categories: Callable[[Found], np.ndarray], batch: torch.Tensor
-) -> Found:
-    """Fit by batches' means, and again by offsets beside clusters if the categories found follow batches.
-
-    Batches' means are what they add if types have the same shares in all, and then so have the categories. Otherwise
-    offsets are better, but not where a batch (a condition) changes some types much more than others. So what is fitted
-    by offsets is not taken if its categories follow batches clearly more.
-
-    Parameters
-    ----------
-    fit
-        Called with whether batches have types in unequal shares, see :class:`~cplmixvi.train._views.Projection`.
-    categories
-        Codes of the cells by what was fitted, ``(n,)``.
-    batch
-        Codes of the cells' batches, ``(n,)``.
-
-    Returns
-    -------
-    Found
-        What ``fit`` returned, of one of the two.
-    """
-
-    def follows(found: Found) -> float:
-        return float(adjusted_mutual_info_score(batch.numpy(), categories(found)))
-
-    by_means = fit(False)
-    if len(batch.unique()) < 2 or (least := follows(by_means)) <= _FOLLOWS_BATCHES:
-        return by_means
-    by_offsets = fit(True)
-    return by_offsets if follows(by_offsets) <= least + _FOLLOWS_BATCHES else by_means
 
 
 def _one_hot(batch: torch.Tensor, n_batches: int, like: torch.Tensor) -> torch.Tensor:

@@ -196,7 +196,7 @@ class CplMixPlan(TrainingPlan):
             self._guide = [GuideAnswers(guide, self.module, _n_rows(self.trainer.datamodule))]
             follow_guide(self.module, self._guide[0], self._start_batches())
             if self.fit_halves:
-                self.half_fits = fit_halves(self.module, self._start_batches(), guide)
+                self.half_fits = fit_halves(self.module, self._start_batches(), guide.start)
         if n_processes() > 1:
             mine = None
             if self._guide:

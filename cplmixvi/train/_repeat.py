@@ -20,7 +20,7 @@ from cplmixvi.module import CplMixVAE
 
 from ._guide import half_encoder, known_categories, values_of
 from ._halves import labels_of_halves, matched_table, views_of_halves
-from ._views import ViewConsensus, usual_dimensions
+from ._views import usual_dimensions
 
 #: Pairs of halves.
 N_SPLITS = 3
@@ -76,7 +76,7 @@ class HalfFits:
         return (same + _PRIOR_CELLS * overall) / (asked + _PRIOR_CELLS)
 
 
-def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], guide: ViewConsensus) -> HalfFits | None:
+def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], start: str) -> HalfFits | None:
     """Fit mixtures to halves of the training cells.
 
     Parameters
@@ -85,8 +85,8 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], gu
         The arms: their categories and labels, and what their encoders and the guide read.
     batches
         Minibatches of the training cells, in random order.
-    guide
-        The guide, whose start and centring of batches are those of the halves too.
+    start
+        Where the guide started, see :func:`~cplmixvi.train._views.fit_views`.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], gu
         `None` where halves say nothing: of images, with one category or fewer than ten cells for each, or if the
         minibatches do not say which cells they hold.
     """
-    n_categories, start = module.n_categories, guide.start
+    n_categories = module.n_categories
     n_cells = min(max(_CELLS, _CELLS_PER_CATEGORY * n_categories), _MOST_CELLS)
     if start == "images" or n_categories == 1:
         return None
@@ -111,14 +111,7 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], gu
         view
         for index in range(N_SPLITS)
         for view in views_of_halves(
-            values,
-            codes,
-            module.on_counts,
-            lambda half: encode(half).mean(1),
-            index,
-            seed,
-            dimensions,
-            unequal=guide.unequal,
+            values, codes, module.on_counts, lambda half: encode(half).mean(1), index, seed, dimensions
         )
     ]
     fitters = [view.fitter(start, n_categories, seed, few_moves=5) for view in views]

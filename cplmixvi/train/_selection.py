@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._halves import COLUMNS, Encode, HalfView, agreement, labels_of_halves, matched_table, views_of_halves
-from ._offsets import fit_to_batches
+from ._halves import COLUMNS, Encode, agreement, labels_of_halves, matched_table, views_of_halves
 from ._views import no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
@@ -88,7 +87,6 @@ def select_n_categories(
     n_splits: int = N_SPLITS,
     start: str = "mixture",
     seed: int = 0,
-    unequal: bool | None = None,
 ) -> Selection:
     r"""Find the number of categories for which independent halves of the data agree best.
 
@@ -127,9 +125,6 @@ def select_n_categories(
         normal form.
     seed
         Seed of all random numbers.
-    unequal
-        Whether batches have types in unequal shares, see :class:`~cplmixvi.train._views.Projection`; `None`: see
-        whether categories follow batches (:func:`~cplmixvi.train._offsets.fit_to_batches`).
 
     Returns
     -------
@@ -139,21 +134,9 @@ def select_n_categories(
     x = torch.as_tensor(values[: MAX_CELLS[start]], dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch[: MAX_CELLS[start]]
     looks = usual_dimensions(start, smallest), usual_scalings(start)
-    largest = max(smallest, min(_LARGEST, len(x) // _CELLS_PER_CATEGORY))
-
-    def select(unequal: bool) -> Selection:
-        pairs = (views_of_halves(x, batch, on_counts, encode, i, seed, *looks, unequal) for i in range(n_splits))
-        return _select([view for pair in pairs for view in pair], candidates, smallest, largest, start, seed)
-
-    if start == "images" or unequal is not None:
-        return select(bool(unequal))
-    return fit_to_batches(select, lambda selection: selection.consensus().argmax(1), batch)
-
-
-def _select(
-    views: Sequence[HalfView], candidates: Sequence[int] | None, smallest: int, largest: int, start: str, seed: int
-) -> Selection:
-    """Score numbers of categories in views that are given, see :func:`select_n_categories`."""
+    views = [
+        view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed, *looks)
+    ]
     labels: dict[int, list[np.ndarray]] = {}
     rows: dict[int, dict[str, float]] = {}
 
@@ -166,7 +149,7 @@ def _select(
         return rows[k]["score"]
 
     if candidates is None:
-        _search(score, smallest, largest)
+        _search(score, smallest, max(smallest, min(_LARGEST, len(x) // _CELLS_PER_CATEGORY)))
     else:
         for k in candidates:
             score(k)

@@ -57,9 +57,9 @@ class Projection(nn.Module):
     The scale :math:`s = s_\text{own}^{1-\gamma} s_\text{usual}^\gamma` mixes each gene's own standard deviation with
     the one that is usual at its mean. Dividing by the gene's own gives noise as much say as markers; dividing by the
     usual one lets the few most variable genes decide. Neither is better on all data. Pixels have one unit, and those
-    that are seldom lit no say beyond it: :math:`s = 1`. :math:`m` is each batch's mean; or, where shares of types are
-    unequal, what it would be if they were as in all (:mod:`._offsets`); or the mean of all cells for a batch that was
-    not among them.
+    that are seldom lit no say beyond it: :math:`s = 1`. :math:`m` is the mean that each batch would have if
+    its types had the shares that they have in all (:mod:`._offsets`), or the mean of all cells for a batch that was not
+    among them.
 
     Parameters
     ----------
@@ -71,28 +71,20 @@ class Projection(nn.Module):
         Coordinates.
     scaling
         :math:`\gamma` in ``[0, 1]``; `None` for :math:`s = 1`.
-    unequal
-        Whether batches have types in unequal shares.
     """
 
     mean: torch.Tensor
     axes: torch.Tensor
 
-    def __init__(
-        self,
-        x: torch.Tensor,
-        batch: torch.Tensor,
-        n_components: int,
-        scaling: float | None,
-        unequal: bool = False,
-    ):
+    def __init__(self, x: torch.Tensor, batch: torch.Tensor, n_components: int, scaling: float | None):
         super().__init__()
         # The last row has no cells, so it is the mean of all: for batches that these cells do not reach.
         n_batches = int(batch.max()) + 2
         self.register_buffer("mean", batch_means(x, batch, n_batches))
         self.register_buffer("scale", torch.ones(x.shape[1]) if scaling is None else _scale(x, scaling))
         self.register_buffer("axes", self._principal(x, batch, n_components))
-        if unequal:
+        # Clusters of images are not Gaussian.
+        if scaling is not None and len(batch.unique()) > 1:
             self.mean = batch_levels(x, batch, n_batches, self.scale, self.axes[:, :OFFSET_DIMENSIONS])
             self.axes = self._principal(x, batch, n_components)
 
@@ -178,13 +170,13 @@ class ViewConsensus(nn.Module):
         Fit to all cells.
     committee
         Fits to parts of the cells, their categories in the order of the answer's.
-    start, unequal
-        Where both started and what was taken for what batches add, see :func:`fit_views`.
+    start
+        Where both started, see :func:`fit_views`.
     """
 
-    def __init__(self, answer: Opinion, committee: Sequence[Opinion], start: str = "mixture", unequal: bool = False):
+    def __init__(self, answer: Opinion, committee: Sequence[Opinion], start: str = "mixture"):
         super().__init__()
-        self.start, self.unequal = start, unequal
+        self.start = start
         self.answer, self.committee = answer, nn.ModuleList(committee)
 
     @torch.no_grad()
@@ -210,7 +202,6 @@ def fit_views(
     seed: int = 0,
     committee: Sequence[Opinion] | None = None,
     begin: tuple[torch.Tensor, torch.Tensor] | None = None,
-    unequal: bool = False,
     **mixture_options,
 ) -> ViewConsensus:
     """Find the categories on which views agree.
@@ -240,9 +231,6 @@ def fit_views(
         Rows of some cells and their posteriors, ``(n,)`` and ``(n, K)``: the answer is the nearest likely mixture, and
         none that is likelier is searched for. Not used with communities or labels. `None`: search from the committee's
         votes.
-    unequal
-        Whether batches have types in unequal shares, so that their means are not what they add; see
-        :class:`Projection`.
     **mixture_options
         Of the class that ``start`` names.
 
@@ -256,11 +244,11 @@ def fit_views(
         known = None
     dimensions = usual_dimensions(start, n_categories) if dimensions is None else dimensions
     if committee is None:
-        options = {"known": known, "start": start, "dimensions": dimensions, "unequal": unequal, **mixture_options}
+        options = {"known": known, "start": start, "dimensions": dimensions, **mixture_options}
         committee = fit_committee(x, n_categories, batch, seed=seed, **options)
     votes = [member(x, batch) for member in committee]
     dimensions = possible(dimensions, len(x), x.shape[1])
-    projection = Projection(x, batch, max(dimensions), usual_scalings(start)[0], unequal)
+    projection = Projection(x, batch, max(dimensions), usual_scalings(start)[0])
     fitter = fitter_for(start, n_categories, generator=torch.Generator().manual_seed(seed), **mixture_options)
     z = projection(x, batch)
     views = [z[:, :d] for d in dimensions]
@@ -275,7 +263,7 @@ def fit_views(
     for member, vote in zip(committee, votes, strict=True):
         member.order = torch.arange(n_categories)
         member.order[others] = torch.from_numpy(others[matched(fit.posterior[:, others], vote[:, others])])
-    return ViewConsensus(Opinion(projection, fit, fitter.dof), committee, start, unequal)
+    return ViewConsensus(Opinion(projection, fit, fitter.dof), committee, start)
 
 
 def fit_committee(
@@ -304,7 +292,6 @@ def fit_member(
     start: str = "mixture",
     dimensions: Sequence[int] | None = None,
     n_seen: int | None = None,
-    unequal: bool = False,
     **mixture_options,
 ) -> Opinion:
     """Fit one member of a committee: some of the cells, one projection, every other number of coordinates.
@@ -319,7 +306,7 @@ def fit_member(
         Batch codes, ``(n_cells,)``.
     index, seed
         Decide what the member sees.
-    known, start, dimensions, unequal, **mixture_options
+    known, start, dimensions, **mixture_options
         See :func:`fit_views`.
     n_seen
         Number of cells to see; by default four fifths, but no more than 4,000 or 40 per category (100 where a graph is
@@ -342,7 +329,7 @@ def fit_member(
     some = possible(dimensions, len(rows), x.shape[1])
     some = some[index % 2 :: 2] or some
     scalings = usual_scalings(start)
-    projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)], unequal)
+    projection = Projection(x[rows], batch[rows], max(some), scalings[index % len(scalings)])
     fitter = fitter_for(start, n_categories, generator=generator, few_moves=5, **mixture_options)
     z = projection(x[rows], batch[rows])
     fit = fitter.fit([z[:, :d] for d in some], known=None if known is None else known[rows])
