@@ -8,9 +8,11 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
+import cplmixvi as cpl
 from cplmixvi.train._em import Fit
 from cplmixvi.train._gaussian import inverse_root, mahalanobis2, moments
 from cplmixvi.train._mixture import SharedCovarianceMixture
+from cplmixvi.train._views import Projection, no_batch
 
 
 def blobs(n=600, d=4, k=4, spread=6.0, seed=0, stretch=1.0):
@@ -372,3 +374,18 @@ def test_many_components_are_found():
     x, labels = blobs(n=2400, d=6, k=30, spread=8.0)
     _, fit = fitted(x, 30, n_starts=2, n_moves=10)
     assert ari(labels, fit) > 0.95
+
+
+def test_pieces_of_a_large_type_give_way_to_two_small_types_that_are_one():
+    sizes = [759, 532, 373, 261, 183, 128, 90, 63, 44, 31, 22, 15]
+    adata = cpl.datasets.simulate(n_obs=sum(sizes), n_types=12, type_sizes=sizes, seed=0)
+    types = adata.obs["type"].cat.codes.to_numpy().astype(int)
+    x = torch.as_tensor(cpl.pp.log_normalize(adata.X.toarray()))
+    z = Projection(x, no_batch(x), 20, 0.5)(x, no_batch(x))
+    views = [z[:, :10], z]
+    # The largest type is cut in two, the two smallest are one.
+    wrong = np.where(types == 11, 10, types)
+    wrong[(types == 0) & (z[:, 12].numpy() > 0)] = 11
+    fitter = SharedCovarianceMixture(12, generator=torch.Generator().manual_seed(0))
+    found = fitter.fit(views, starts=[torch.eye(12)[torch.from_numpy(wrong)]])
+    assert cpl.metrics.ari(types, found.posterior.argmax(1).numpy()) > 0.99

@@ -19,6 +19,8 @@ from ._labels import certain, importance, some_rows
 _POINTS_PER_COMPONENT = 60
 #: Pairs that a round of moves tries before it gives up.
 _TRIES = 12
+#: Nearest components that one may be merged with.
+_NEAREST = 2
 #: Starts that moves are made from.
 _BEST = 3
 
@@ -139,14 +141,16 @@ class SharedCovarianceMixture(MixtureEM):
     def _move(self, views: Sequence[torch.Tensor], fit: Fit, budget: int, known: torch.Tensor | None = None) -> Fit:
         """Take a component away and cut another in two while that makes the fit likelier.
 
-        What a cut would gain is found by expectation maximisation on the component's own points, what taking away would
-        lose by giving its points to the others. The most promising pairs are tried on all points. Components that are
-        known for some point stay, and of their halves that with most of these points keeps their name.
+        What a cut would gain is found by expectation maximisation on the component's own points. What taking away would
+        lose is found by giving its points to the others, or by merging it with a near one, whichever loses less. The
+        most promising pairs are tried on all points. Components that are known for some point stay, and of their halves
+        that with most of these points keeps their name.
         """
         tried: set[tuple[int, ...]] = set()
         while budget > 0 and self.n_components > 1:
-            log_p = certain(self._log_joint(views, fit.mixtures, fit.weight)[0], known)
-            loss = _removal_loss(log_p)
+            log_p, precision = self._log_joint(views, fit.mixtures, fit.weight)
+            log_p = certain(log_p, known)
+            loss, heir = self._losses(views, fit, log_p, precision)
             cuts = [self._cut(views, fit, log_p, k) for k in range(self.n_components)]
             score = torch.tensor([gain for gain, _, _ in cuts])[:, None] - loss[None]
             score.fill_diagonal_(-math.inf)
@@ -161,7 +165,7 @@ class SharedCovarianceMixture(MixtureEM):
                 budget -= 1
                 _, rows, halves = cuts[cut]
                 halves = halves if known is None else _named_first(halves, known[rows] == cut)
-                posterior = _without(log_p, gone)
+                posterior = _without(log_p, gone, int(heir[gone]))
                 share = posterior[rows, cut]
                 posterior[rows, gone] = share * halves[:, 1]
                 posterior[rows, cut] = share * halves[:, 0]
@@ -195,19 +199,48 @@ class SharedCovarianceMixture(MixtureEM):
         posterior = weight[rows, None] * halves
         for _ in range(8):
             size = posterior.sum(0) + 1e-8
-            parts = []
-            for x, p, ridge, mixture in zip(points, precision, ridges, fit.mixtures, strict=True):
-                mean, scatter = moments(x, posterior * p)
-                if math.isinf(kappa):
-                    covariance = mixture.shared[None]
-                else:
-                    covariance = (scatter + kappa * mixture.shared) / (size.double() + kappa)[:, None, None] + ridge
-                parts.append(Mixture(mean.float(), covariance, mixture.shared))
+            parts = [
+                _shrunk(x, posterior * p, size, kappa, mixture.shared, ridge)
+                for x, p, ridge, mixture in zip(points, precision, ridges, fit.mixtures, strict=True)
+            ]
             log_two, precision = self._log_joint(points, parts, size / len(log_p))
             total = torch.cat([others, log_two], dim=1).logsumexp(1, keepdim=True)
             posterior = torch.exp(log_two - total)
         gain = (total[:, 0] - log_p[rows].logsumexp(1)).sum() / len(log_p)
         return float(gain), rows, posterior / posterior.sum(1, keepdim=True).clamp_min(1e-12)
+
+    def _losses(
+        self, views: Sequence[torch.Tensor], fit: Fit, log_p: torch.Tensor, precision: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the mean log-likelihood loses without each component, ``(K,)``, and which other takes its points.
+
+        That is -1 where all do and stay as they are. Two pieces of one type are far apart for what they are, so that to
+        take one away seems to cost much; it costs nearly nothing if the other is fitted to the points of both.
+        """
+        loss = _removal_loss(log_p)
+        heir = torch.full(loss.shape, -1)
+        total, kappa = log_p.logsumexp(1), self.shrinkage * len(log_p) / self.n_components
+        apart = torch.stack([torch.cdist(m.mean @ m.root(), m.mean @ m.root()) for m in fit.mixtures]).mean(0)
+        nearest = apart.fill_diagonal_(math.inf).argsort(1)[:, :_NEAREST].tolist()
+        pairs = {(min(k, near), max(k, near)) for k in range(self.n_components) for near in nearest[k] if near != k}
+        for pair in sorted(pairs):
+            both = torch.tensor(pair)
+            rows = (fit.posterior[:, both].sum(1) > 0.05).nonzero().squeeze(1)
+            if len(rows) < 4:
+                continue
+            points, share = [view[rows] for view in views], fit.posterior[rows][:, both]
+            size = share.sum()[None]
+            merged = [
+                _shrunk(x, (share * p[rows][:, both]).sum(1, keepdim=True), size, kappa, mixture.shared, ridge_of(x))
+                for x, p, mixture in zip(points, precision, fit.mixtures, strict=True)
+            ]
+            log_one = self._log_joint(points, merged, size / len(log_p))[0]
+            others = log_p[rows].index_fill(1, both, -math.inf)
+            lost = float((total[rows] - torch.cat([others, log_one], dim=1).logsumexp(1)).sum() / len(log_p))
+            for gone, other in (pair, pair[::-1]):
+                if lost < loss[gone]:
+                    loss[gone], heir[gone] = lost, other
+        return loss, heir
 
     def _halve(self, z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Two-means of weighted points from two of them, in whitened coordinates: members of the first half."""
@@ -256,9 +289,29 @@ def _named_first(halves: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
     return halves.flip(1) if in_second > in_first else halves
 
 
-def _without(log_p: torch.Tensor, gone: int) -> torch.Tensor:
-    """Posterior ``(n, K)`` if component ``gone`` did not exist."""
-    return torch.softmax(log_p.index_fill(1, torch.tensor([gone]), -math.inf), dim=1)
+def _shrunk(
+    x: torch.Tensor,
+    weighted: torch.Tensor,
+    size: torch.Tensor,
+    kappa: float,
+    shared: torch.Tensor,
+    ridge: torch.Tensor,
+) -> Mixture:
+    """Components of points ``x`` ``(n, d)`` by weights ``(n, K)``, their covariances shrunk to one that is given."""
+    mean, scatter = moments(x, weighted)
+    if math.isinf(kappa):
+        return Mixture(mean.float(), shared[None], shared)
+    return Mixture(mean.float(), (scatter + kappa * shared) / (size.double() + kappa)[:, None, None] + ridge, shared)
+
+
+def _without(log_p: torch.Tensor, gone: int, heir: int) -> torch.Tensor:
+    """Posterior ``(n, K)`` if component ``gone`` did not exist, or, where that is not -1, its heir had its points."""
+    if heir < 0:
+        return torch.softmax(log_p.index_fill(1, torch.tensor([gone]), -math.inf), dim=1)
+    posterior = torch.softmax(log_p, dim=1)
+    posterior[:, heir] += posterior[:, gone]
+    posterior[:, gone] = 0
+    return posterior
 
 
 def _removal_loss(log_p: torch.Tensor) -> torch.Tensor:
