@@ -430,8 +430,10 @@ def test_training_in_kept_memory_gives_the_same_and_leaves_none(monkeypatch):
         taken.clear()
         torch.manual_seed(0)
         model = cpl.CplMixVI(adata, n_categories=3)
-        model.train(3, batch_size=40, warm_start=False)
+        model.train(5, batch_size=40, warm_start=False)
         assert bool(taken) == (least == 0)
         assert not model.trainer.lightning_module._memory._arrays
-        trained.append(torch.cat([weight.view(-1) for weight in model.module.parameters()]))
-    assert torch.equal(*trained)
+        trained.append(model.history["elbo_train"].to_numpy(float))
+    # Products of matrices are rounded by where in memory these lie, and biases before batch normalisation, which have
+    # no gradient but such rounding, drift apart in any two trainings now and then.
+    np.testing.assert_allclose(*trained, rtol=1e-5)
