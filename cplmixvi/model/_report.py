@@ -155,7 +155,7 @@ class Report:
             found_again=share,
             least_found=least_found,
             doubtful=tuple(names[used[doubtful]].astype(str).tolist()),
-            doubtful_cells=float(sizes[doubtful].sum() / len(final)) if len(final) else 0.0,
+            doubtful_cells=float(sizes[doubtful].sum() / max(len(final), 1)),
         )
 
 

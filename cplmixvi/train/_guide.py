@@ -105,8 +105,7 @@ def fit_guide(
         adopt(condition)
         return fit_guide(module, batches, max_cells, begin=begin)
     begin = None if begin is None or rows is None else _found_in(rows.numpy(), *begin)
-    options |= {"batch": codes, "begin": begin}
-    return fit_views(values, module.n_categories, committee=committee, **options).eval()
+    return fit_views(values, module.n_categories, batch=codes, committee=committee, begin=begin, **options).eval()
 
 
 def _found_in(rows: np.ndarray, some: np.ndarray, posterior: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:

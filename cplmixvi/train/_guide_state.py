@@ -20,8 +20,7 @@ def guide_state(guide: ViewConsensus) -> dict[str, object]:
     dict
         Of lists, dicts, numbers and tensors.
     """
-    opinions = [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)]
-    return {"opinions": opinions, "start": guide.start}
+    return {"opinions": [_opinion_state(opinion) for opinion in (guide.answer, *guide.committee)], "start": guide.start}
 
 
 def guide_of(state: dict) -> ViewConsensus:

@@ -156,7 +156,7 @@ def response(rest: torch.Tensor, posterior: torch.Tensor, members: torch.Tensor,
 
 def batch_levels(
     x: torch.Tensor, batch: torch.Tensor, n_batches: int, scale: torch.Tensor, axes: torch.Tensor
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """Mean that every batch would have if types were as frequent in it as in all.
 
     Parameters
@@ -175,12 +175,12 @@ def batch_levels(
     Returns
     -------
     torch.Tensor
-        ``(n_batches, n_genes)``; the mean of all cells for a batch that has none, and batches' own means where cells
-        are too few to be told apart or batches change some types much more than others.
+        ``(n_batches, n_genes)``, the mean of all cells for a batch that has none; `None` where batches' own means are
+        all there is to take, as cells are too few to be told apart or batches change some types much more than others.
     """
     n_clusters = min(N_CLUSTERS, len(x) // _CELLS_PER_CLUSTER)
-    if len(batch.unique()) < 2 or n_clusters < 2:
-        return batch_means(x, batch, n_batches)
+    if n_clusters < 2:
+        return None
     generator = torch.Generator().manual_seed(0)
     rows = some_rows(len(x), MAX_CELLS, batch, generator=generator)
     members = _one_hot(batch[rows], n_batches, x)
@@ -188,7 +188,7 @@ def batch_levels(
     found = OffsetMixture(n_clusters, generator=generator).fit_offsets((centred / scale) @ axes, members)
     offsets = shifts(centred, found.posterior, members)
     if response((centred - members @ offsets) / scale, found.posterior, members, offsets / scale) > _RESPONSE:
-        return batch_means(x, batch, n_batches)
+        return None
     share = torch.bincount(batch, minlength=n_batches).to(x.dtype) / len(x)
     levels = x.mean(0) + offsets - share @ offsets
     return torch.where((share > 0)[:, None], levels, x.mean(0))

@@ -172,13 +172,11 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
     k = smallest
     while k < largest:
         best = max(tried, key=tried.get)
-        *_, previous, last = [-np.inf, *tried.values()]
-        hopeless = len(tried) > _PATIENCE and all(
-            value < tried[best] - _MARGIN for value in list(tried.values())[-_PATIENCE:]
-        )
+        scores = list(tried.values())
+        hopeless = all(value < tried[best] - _MARGIN for value in scores[-_PATIENCE:])
         # Where types are as far from one another as all others, fits to halves that are given fewer categories merge
         # different ones, and agree only once the number is near theirs: a few bad scores are no reason to stop.
-        rising = last > previous + _MARGIN
+        rising = len(scores) > 1 and scores[-1] > scores[-2] + _MARGIN
         if not rising and ((hopeless and k >= _FEWEST_TRIED) or k >= max(_MANY_TIMES * best, _MANY)):
             break
         k = min(largest, max(k + 1, round((_LEAP if hopeless else _STEP) * k)))

@@ -85,8 +85,10 @@ class Projection(nn.Module):
         self.register_buffer("axes", self._principal(x, batch, n_components))
         # Clusters of images are not Gaussian.
         if scaling is not None and len(batch.unique()) > 1:
-            self.mean = batch_levels(x, batch, n_batches, self.scale, self.axes[:, :OFFSET_DIMENSIONS])
-            self.axes = self._principal(x, batch, n_components)
+            levels = batch_levels(x, batch, n_batches, self.scale, self.axes[:, :OFFSET_DIMENSIONS])
+            if levels is not None:
+                self.mean = levels
+                self.axes = self._principal(x, batch, n_components)
 
     def _principal(self, x: torch.Tensor, batch: torch.Tensor, n_components: int) -> torch.Tensor:
         """Principal axes of standardised values, ``(n_genes, n_components)``."""
