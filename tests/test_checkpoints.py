@@ -23,6 +23,7 @@ import cplmixvi as cpl
 from cplmixvi import io
 from cplmixvi.cli import main
 from cplmixvi.train import _guide
+from cplmixvi.train._condition import its_batch
 from cplmixvi.train._guide_state import guide_of, guide_state
 from cplmixvi.train._views import fit_views
 
@@ -117,6 +118,22 @@ class TestResume:
         resumed.train(resume=tmp_path / "run", **QUIET)
         assert_same(whole, resumed)
         np.testing.assert_array_equal(whole.condition_, resumed.condition_)
+
+    def test_batches_that_are_compared_stay_so(self, make_counts, tmp_path, monkeypatch):
+        monkeypatch.setattr(_guide, "find_condition", lambda *_: its_batch)
+        training = {"max_epochs": 4, "batch_size": 40, "warm_start": True}
+        whole = make(make_counts)
+        whole.train(**QUIET, **training)
+        crashed(make(make_counts), tmp_path / "run", 10, checkpoint_every=1, **training)
+        # Nothing is found anew.
+        monkeypatch.setattr(_guide, "find_condition", lambda *_: pytest.fail("looked for again"))
+        resumed = make(make_counts)
+        resumed.train(resume=tmp_path / "run", **QUIET)
+        assert_same(whole, resumed)
+        np.testing.assert_array_equal(
+            resumed.trainer.lightning_module.compared, resumed.adata.obs["batch"].astype("category").cat.codes
+        )
+        assert resumed.condition_ is None
 
     def test_a_second_interruption_and_a_damaged_checkpoint(self, make_counts, tmp_path):
         training = {"max_epochs": 8, "batch_size": 40}

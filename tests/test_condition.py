@@ -6,21 +6,21 @@ import scvi
 import torch
 
 import cplmixvi as cpl
-from cplmixvi.augment import AcrossLevels, CountThinning, Neighbours
+from cplmixvi._constants import CELL_KEY
+from cplmixvi.augment import AcrossBatches, AcrossLevels, Cells, CountThinning, Neighbours
 from cplmixvi.train import _plan as plan
 from cplmixvi.train import _views
-from cplmixvi.train._condition import MIN_SEPARATION, find_condition, two_levels
-from cplmixvi.train._views import fit_committee, no_batch
+from cplmixvi.train._condition import MIN_SEPARATION, find_condition, its_batch, two_levels
+from cplmixvi.train._views import batches_respond, fit_committee, no_batch
 
 
-@pytest.fixture(scope="module")
-def treated():
-    """Five types, half of whose cells have a shift that is larger in one of them."""
+def treatment(of_one, of_others):
+    """Five types; in half of the cells a programme of genes is multiplied by so much, in one type and the others."""
     adata = cpl.datasets.simulate(600, 120, 5, n_markers=8, marker_fold=4.0, mean_counts=3_000, seed=1)
     generator = np.random.default_rng(0)
     is_treated = generator.random(600) < 0.5
     counts = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
-    strength = np.where(adata.obs["type"] == adata.obs["type"].iloc[0], 12.0, 5.0)
+    strength = np.where(adata.obs["type"] == adata.obs["type"].iloc[0], of_one, of_others)
     programme = generator.choice(120, 15, replace=False)
     counts[np.ix_(is_treated, programme)] = generator.poisson(
         (counts[:, programme].mean(0) + 0.3) * strength[is_treated, None]
@@ -28,6 +28,18 @@ def treated():
     adata.X = counts.astype(np.float32)
     adata.obs["treated"] = np.where(is_treated, "yes", "no")
     return adata
+
+
+@pytest.fixture(scope="module")
+def treated():
+    """A shift that is larger in one type."""
+    return treatment(12.0, 5.0)
+
+
+@pytest.fixture(scope="module")
+def one_responds():
+    """A shift that only one type has."""
+    return treatment(30.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +200,71 @@ def test_a_condition_does_not_count_as_types(treated):
     model = cpl.CplMixVI(treated)
     assert model.select_n_categories([5, 10], seed=0).n_categories == 5
     assert model.select_n_categories([5, 10], seed=0, find_condition=False).n_categories == 10
+
+
+def codes(adata):
+    return (adata.obs["treated"] == "yes").to_numpy().astype(np.int64)
+
+
+def test_batches_that_change_some_types_more_are_told_from_others(one_responds):
+    x, batch = torch.from_numpy(cpl.pp.log_normalize(one_responds.X)), torch.from_numpy(codes(one_responds))
+    assert batches_respond(x, batch)
+    assert not batches_respond(x, no_batch(x))
+    # More than are compared.
+    assert not batches_respond(x, batch + 2 * (torch.arange(len(x)) % 5))
+    # The same of every type.
+    generator = np.random.default_rng(1)
+    shift = np.exp(generator.normal(0, 0.4, (2, 120)))
+    counts = cpl.datasets.simulate(600, 120, 5, n_markers=8, mean_counts=3_000, seed=2).X.toarray()
+    shifted = generator.poisson(counts * shift[batch.numpy()]).astype(np.float32)
+    assert not batches_respond(torch.from_numpy(cpl.pp.log_normalize(shifted)), batch)
+
+
+def test_counterparts_in_other_batches_are_of_the_same_type(one_responds):
+    batch, values = codes(one_responds), one_responds.X
+    augmenter = AcrossBatches(batch)
+    augmenter.prepare(Cells(one_responds, values, np.arange(600), True, batch), "cpu")
+    partners = augmenter.partners
+    types = one_responds.obs["type"].cat.codes.to_numpy()
+    for level in (0, 1):
+        others = np.flatnonzero(batch != level)
+        drawn = partners.table[level, others]
+        is_drawn = np.arange(drawn.shape[1]) < partners.count[level, others, None].numpy()
+        assert (batch[drawn] == level)[is_drawn].mean() > 0.98
+        assert (types[drawn] == types[others, None])[is_drawn].mean() > 0.98
+    # Copies stay those of the cell, whose batch decoders are given.
+    x = torch.from_numpy(values)
+    assert augmenter(x) is x
+    neutral = augmenter.neutral(x, {CELL_KEY: torch.arange(600)})
+    assert neutral.shape == (2, 600, 120)
+    assert torch.equal(neutral[torch.from_numpy(batch), torch.arange(600)], x)
+
+
+def test_batches_are_a_condition_where_categories_follow_what_they_add(one_responds):
+    x, batch = torch.from_numpy(cpl.pp.log_normalize(one_responds.X)), torch.from_numpy(codes(one_responds))
+    found = [find_condition(x, batch, fit_committee(x, k, batch, seed=0)) for k in (5, 6)]
+    # With a category more than there are types, the one that responds is in two.
+    assert found == [None, its_batch]
+    assert find_condition(x, no_batch(x), fit_committee(x, 5, no_batch(x), seed=0)) is None
+
+
+def test_types_do_not_follow_batches_that_one_of_them_responds_to(one_responds):
+    adata = one_responds.copy()
+    scvi.settings.seed = 0
+    cpl.CplMixVI.setup_anndata(adata, batch_key="treated")
+    model = cpl.CplMixVI(adata, n_categories=6, n_hidden=32)
+    model.train(max_epochs=30, enable_progress_bar=False)
+    np.testing.assert_array_equal(model.trainer.lightning_module.compared, codes(adata))
+    assert cpl.metrics.nmi(adata.obs["treated"], model.predict()) < 0.02
+    assert model.condition_ is None
+    assert isinstance(model.module.augmenter, CountThinning)
+
+
+@pytest.mark.parametrize(("batch_key", "augment"), [("treated", "auto"), (None, "across=treated+thin")])
+def test_batches_that_types_respond_to_do_not_count_as_types(one_responds, batch_key, augment):
+    adata = one_responds.copy()
+    cpl.CplMixVI.setup_anndata(adata, batch_key=batch_key)
+    model = cpl.CplMixVI(adata, augment=augment)
+    assert model.select_n_categories([5, 6], seed=0).n_categories == 5
+    # Counterparts are known while they are needed.
+    assert all(getattr(part, "partners", None) is None for part in model.module.augmenter.modules())

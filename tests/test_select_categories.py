@@ -80,6 +80,9 @@ def test_annotate_writes_what_the_model_found_and_files_keep_it(found, tmp_path)
     adata.write_zarr(tmp_path / "out.zarr")
     for read in (anndata.read_h5ad(tmp_path / "out.h5ad"), anndata.read_zarr(tmp_path / "out.zarr")):
         assert_holds(read.uns["cplmixvi"]["selection"], model.selection)
+        again = cpl.tl.read_selection(read)
+        assert again.n_categories == model.selection.n_categories
+        pd.testing.assert_frame_equal(again.table, model.selection.table, check_like=True)
 
 
 def test_candidates_or_a_seed_are_looked_at_anew(cells):

@@ -94,46 +94,62 @@ def test_agreement_of_labels_is_measured_after_matching():
     assert half["n_stable"] == 1
 
 
+def search(score, smallest, largest):
+    """Search by scores of which all could be chosen; what was tried, in this order."""
+    tried = {}
+
+    def noted(k):
+        assert k not in tried
+        tried[k] = score(k)
+        return tried[k]
+
+    _selection._search(noted, lambda: max(tried, key=tried.get), smallest, largest)
+    return tried
+
+
 def test_the_search_climbs_while_there_is_hope_and_looks_around_the_best():
-    tried = []
-
-    def score(k):
-        tried.append(k)
-        return 1 - abs(k - 23) / 100
-
-    _selection._search(score, 2, 150)
-    assert max(tried, key=lambda k: 1 - abs(k - 23) / 100) in range(22, 25)
+    tried = search(lambda k: 1 - abs(k - 23) / 100, 2, 150)
+    assert max(tried, key=tried.get) in range(22, 25)
     assert max(tried) < 60
-    assert len(tried) == len(set(tried))
-    tried.clear()
-    _selection._search(score, 5, 6)
-    assert tried == [5, 6]
-    tried.clear()
+    assert list(search(lambda k: 1 - abs(k - 23) / 100, 5, 6)) == [5, 6]
     # Halves agree on eight types, and no more categories are much worse.
-    _selection._search(lambda k: tried.append(k) or (1.0 if k == 8 else 0.98), 2, 150)
-    assert 20 <= max(tried) <= 24
+    assert 20 <= max(search(lambda k: 1.0 if k == 8 else 0.98, 2, 150)) <= 24
 
 
 @pytest.mark.parametrize("n_types", [9, 14, 30])
 def test_a_few_bad_scores_are_no_reason_to_stop(n_types):
     # Two are found again, three or four of many that are as far apart as all are not.
-    tried = {}
-
     def score(k):
-        tried[k] = 1.1 if k == 2 else 0.7 + 0.02 * k if k <= n_types else 0.7 + 0.02 * n_types - 0.01 * (k - n_types)
-        tried[k] += 0.4 if k > 0.6 * n_types else 0
-        return tried[k]
+        rising = 1.1 if k == 2 else 0.7 + 0.02 * k if k <= n_types else 0.7 + 0.02 * n_types - 0.01 * (k - n_types)
+        return rising + (0.4 if k > 0.6 * n_types else 0)
 
-    _selection._search(score, 2, 150)
+    tried = search(score, 2, 150)
     assert abs(max(tried, key=tried.get) - n_types) <= max(1, 0.1 * n_types)
     assert max(tried) < 2.5 * n_types
 
 
 def test_where_there_is_nothing_to_find_the_search_ends_soon():
-    tried = []
-    _selection._search(lambda k: tried.append(k) or (0.7 if k == 2 else 0.6 + 0.01 * (-1) ** k), 2, 150)
+    tried = search(lambda k: 0.7 if k == 2 else 0.6 + 0.01 * (-1) ** k, 2, 150)
     assert len(tried) < 10
     assert max(tried) < 20
+
+
+def test_numbers_with_many_categories_that_are_not_found_again_are_not_chosen():
+    table = pd.DataFrame({"score": [1.0, 1.2, 1.3, 1.1], "n_stable": [2.0, 8.5, 14.0, 15.0]}, index=[2, 10, 20, 18])
+    assert _selection.Selection(table).n_categories == 10
+    # Where no number has enough that are, the score is all there is.
+    assert _selection.Selection(table.assign(n_stable=1.0)).n_categories == 20
+    # The search goes on from the number that would be chosen.
+    scores = pd.Series({k: 1 + 0.06 * np.log(k) for k in range(2, 151)})
+    rows = {}
+
+    def chosen():
+        table = pd.DataFrame({"score": scores[list(rows)], "n_stable": [min(k, 12) for k in rows]}, index=list(rows))
+        return _selection.Selection(table).n_categories
+
+    _selection._search(lambda k: rows.setdefault(k, scores[k]), chosen, 2, 150)
+    assert chosen() in (14, 15)
+    assert max(rows) < 40
 
 
 def test_same_seed_same_table(counts):

@@ -1,6 +1,6 @@
 """Copies of cells that preserve the cell type, so that the arms see non-identical views of each cell."""
 
-from ._across import AcrossCondition, AcrossLevels
+from ._across import AcrossBatches, AcrossCondition, AcrossLevels
 from ._affine import Affine
 from ._base import Augmenter, Compose, Identity
 from ._cells import Cells, codes_of, combined
@@ -13,6 +13,7 @@ from ._resolve import Augment, resolve
 from ._thinning import CountThinning
 
 __all__ = [
+    "AcrossBatches",
     "AcrossCondition",
     "AcrossLevels",
     "Affine",

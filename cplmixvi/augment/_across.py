@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -31,11 +32,11 @@ class AcrossCondition(PartnerAugmenter):
     step draws a condition for each cell and sees a counterpart of the cell there; the start of training sees the mean
     of the cell and its counterparts.
 
-    Two cells of different conditions are counterparts if each is among the nearest neighbours of the other, after the
-    coordinates of each condition are centred (mutual nearest neighbours: Haghverdi et al. 2018, Nature Biotechnology
-    36:421). Because not all types respond alike, the conditions are then moved towards each other by the local mean of
-    the differences between counterparts, and counterparts are determined anew. A cell without counterparts borrows
-    those of the nearest cell that has some, if that cell is near; otherwise it stands for itself.
+    Two cells of different conditions are counterparts if each is among the nearest neighbours of the other by angle,
+    after the coordinates of each condition are centred (mutual nearest neighbours: Haghverdi et al. 2018, Nature
+    Biotechnology 36:421). Because not all types respond alike, the conditions are then moved towards each other by the
+    local mean of the differences between counterparts, and counterparts are determined anew. A cell without
+    counterparts borrows those of the nearest cell that has some, if that cell is near; otherwise it stands for itself.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ class AcrossCondition(PartnerAugmenter):
             self.key,
         )
         return [
-            as_pairs(first[condition[second] == code], second[condition[second] == code], cells.adata.n_obs)
+            as_pairs(first[condition[second] == code], second[condition[second] == code], cells.values.shape[0])
             for code in np.unique(condition)
         ]
 
@@ -149,6 +150,36 @@ class AcrossLevels(AcrossCondition):
         return self.level
 
 
+class AcrossBatches(AcrossLevels):
+    """Compare each cell with its counterparts in other batches, where copies remain those of the cell itself.
+
+    For batches that change some types more than others: types are looked for in the mean of a cell and its
+    counterparts. Copies are not of other batches, because decoders are given the batch of the cell.
+
+    Parameters
+    ----------
+    level
+        Code of each cell's batch, ``(n_obs,)``; the codes of cells outside the training set do not matter.
+    n_neighbors, use_rep
+        See :class:`AcrossCondition`.
+
+    Raises
+    ------
+    ValueError
+        If ``n_neighbors`` is out of range.
+    """
+
+    replaces = False
+
+    def find(self, cells: Cells) -> list[sparse.csr_matrix]:
+        """Counterparts of each cell in every batch; see :class:`PartnerAugmenter`."""
+        return super().find(replace(cells, group=np.zeros_like(cells.group)))
+
+    def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Return ``x``."""
+        return x
+
+
 def mutual_pairs(points: np.ndarray, condition: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:
     """Counterparts of different conditions, after moving conditions onto each other.
 
@@ -172,8 +203,10 @@ def mutual_pairs(points: np.ndarray, condition: np.ndarray, n_neighbors: int) ->
         points[inside] -= points[inside].mean(0)
     for remaining in reversed(range(_ROUNDS)):
         found = as_pairs(np.zeros(0, dtype=int), np.zeros(0, dtype=int), len(points))
+        # By angle: a response of a few genes must not take a type farther away than other types are.
+        directions = points / np.linalg.norm(points, axis=1, keepdims=True).clip(1e-12)
         for a, b in combinations(members, 2):
-            mutual = _nearest(points, a, b, n_neighbors).multiply(_nearest(points, b, a, n_neighbors).T)
+            mutual = _nearest(directions, a, b, n_neighbors).multiply(_nearest(directions, b, a, n_neighbors).T)
             found = found + mutual + mutual.T
         if remaining:
             points = points + _moves(points, members, found, n_neighbors)

@@ -295,7 +295,8 @@ class CplMixVI(
         find_condition
             Whether a warm start searches for a condition that no column of ``obs`` has: two levels of one shift shared
             by most types, such as a treatment. If there is one, copies of a cell are of both levels, so that types do
-            not follow it; see :attr:`condition_`. Not of images, or if ``augment`` has a condition or replaces cells.
+            not follow it; see :attr:`condition_`. Batches that change some types much more than others are such a
+            condition, too. Not of images, or if ``augment`` has a condition or replaces cells.
         plan_kwargs
             Keyword arguments of :class:`cplmixvi.train.CplMixPlan`.
         checkpoint_dir, checkpoint_every

@@ -13,14 +13,15 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from cplmixvi import pp
-from cplmixvi.augment import codes_of, combined
+from cplmixvi._constants import CELL_KEY
+from cplmixvi.augment import Augmenter, Cells
 from cplmixvi.train import (
     MAX_SELECTION_CELLS,
     Selection,
+    crossing,
     half_encoder,
     is_on_disk,
     select_n_categories,
-    with_condition,
 )
 
 from ._mixin import Mixin
@@ -122,13 +123,13 @@ class SelectionMixin(Mixin):
         for tensors in self._make_data_loader(adata=self.adata, indices=some):
             values.append(tensors[REGISTRY_KEYS.X_KEY].float())
             batch.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long())
-        # What types must not follow is a batch here: its mean is taken out.
-        nuisance = codes_of(self.adata, self.module.augmenter.nuisance_keys)[some]
-        values = self.module.augmenter.normal_form(torch.cat(values))
-        batch = torch.from_numpy(combined(torch.cat(batch).numpy(), nuisance))
+        values, batch = self.module.augmenter.normal_form(torch.cat(values)), torch.cat(batch)
+        across = self.module.augmenter if self.module.augmenter.nuisance_keys else None
         # As in training, where copies of both levels of a condition would need all cells in memory.
-        if find_condition and not is_on_disk(self.adata_manager):
-            batch = with_condition(self.module, values, batch, n_known=self.n_labels, seed=seed)
+        if across is None and find_condition and not is_on_disk(self.adata_manager):
+            across = crossing(self.module, values, batch, n_known=self.n_labels, seed=seed)
+        if across is not None:
+            values = self._with_counterparts(across, some, values, batch)
         selection = select_n_categories(
             values,
             on_counts=self.module.on_counts,
@@ -145,6 +146,16 @@ class SelectionMixin(Mixin):
         if _is_weak(selection):
             warnings.warn(_NO_TYPES, UserWarning, stacklevel=2)
         return selection
+
+    def _with_counterparts(
+        self, across: Augmenter, rows: np.ndarray, values: torch.Tensor, batch: torch.Tensor
+    ) -> torch.Tensor:
+        """Values of cells ``(n, n_genes)`` and of their counterparts among these, ``(n, n_levels, n_genes)``."""
+        cells = Cells(self.adata[rows], values.numpy(), np.arange(len(rows)), self.module.on_counts, batch.numpy())
+        across.prepare(cells, "cpu")
+        neutral = across.neutral(values, {CELL_KEY: torch.arange(len(rows))})
+        across.release()
+        return neutral.movedim(0, 1)
 
     def _with_selection(self, report: Report) -> Report:
         """Add to a report that halves of the data hardly agree on the categories whose number was found."""

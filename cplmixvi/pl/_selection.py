@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cplmixvi._constants import SELECTION_KEY
 from cplmixvi.pl._common import dress, new_or_given, settle, style
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ def select_categories(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None 
     """Plot how well halves of the data agree for each number of categories that was tried.
 
     Above: the share of cells that two fits to independent halves of the data put into the same category, and the score,
-    which adds a credit for more categories (see :class:`cplmixvi.train.Selection`). A dashed line marks the number with
-    the highest score. Below: how many of the categories are stable, that is, contain mostly the same cells in both
-    fits; a grey line shows where all of them would be.
+    which adds a credit for more categories (see :class:`cplmixvi.train.Selection`). A dashed line marks the number
+    chosen. Below: how many of the categories are stable, that is, contain mostly the same cells in both fits; a grey
+    line shows where all of them would be.
 
     Parameters
     ----------
@@ -45,9 +44,11 @@ def select_categories(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None 
     ValueError
         If the selection is missing.
     """
-    table = _read(adata, key)
-    tried = table["n_categories"]
-    chosen = int(tried[table["score"].argmax()])
+    from cplmixvi.tl import read_selection
+
+    selection = read_selection(adata, key)
+    table, chosen = selection.table, selection.n_categories
+    tried = table.index.to_numpy()
     with style():
         ax = new_or_given(ax, (3.6, 3.2))
         from seaborn import color_palette
@@ -65,23 +66,12 @@ def select_categories(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None 
         ax.legend(framealpha=1.0, edgecolor="none")
         ax.set_title(f"{chosen} categories", loc="left")
         stable = ax.inset_axes((0.0, -0.55, 1.0, 0.45), sharex=ax)
-        _draw_stable(stable, tried, table["n_stable"], chosen)
+        _draw_stable(stable, tried, table["n_stable"].to_numpy(), chosen)
         ax.tick_params(axis="x", which="both", labelbottom=False)
         dress(ax)
         settle(ax, n_rounds=8)
         _number_axis(stable, tried, chosen)
     return ax
-
-
-def _read(adata: AnnData, key: str) -> dict[str, np.ndarray]:
-    """Columns of what ``tl.select_categories`` wrote, each ``(n_tried,)``."""
-    result = adata.uns.get(key)
-    if not hasattr(result, "keys") or SELECTION_KEY not in result:
-        raise ValueError(
-            f"key={key!r} was given but adata.uns[{key!r}][{SELECTION_KEY!r}] is missing; "
-            f"run cplmixvi.tl.select_categories(adata, model, {key!r}) first."
-        )
-    return {name: np.asarray(column) for name, column in result[SELECTION_KEY].items()}
 
 
 def _draw_stable(ax: Axes, tried: np.ndarray, n_stable: np.ndarray, chosen: int) -> None:

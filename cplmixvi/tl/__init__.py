@@ -3,7 +3,7 @@
 from ._annotate import annotate, check_destination
 from ._markers import order_categories, rank_genes
 from ._reference import Comparison, compare_to_reference, map_to_reference
-from ._selection import select_categories
+from ._selection import read_selection, select_categories
 from ._stability import Stability, stability
 from ._state_genes import state_genes
 from ._state_tests import compare_states
@@ -21,6 +21,7 @@ __all__ = [
     "map_to_reference",
     "order_categories",
     "rank_genes",
+    "read_selection",
     "select_categories",
     "stability",
     "state_genes",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, ResultKeys
 from cplmixvi.tl._annotate import ORIGIN, add_entries, check_key, is_ours, selection_entry
+from cplmixvi.train import Selection
 
 if TYPE_CHECKING:
     from cplmixvi.model import CplMixVI
-    from cplmixvi.train import Selection
 
 
 def select_categories(
@@ -47,7 +49,7 @@ def select_categories(
     Returns
     -------
     Selection
-        ``n_categories``, the number with the highest score, and ``table``, with one row per number tried.
+        ``n_categories``, the number chosen, and ``table``, with one row per number tried.
 
         Also writes ``uns[key]["selection"]``, a dict of arrays ``(n_tried,)``: ``n_categories``, int64, ascending, and
         float64 ``score``, ``agreement``, ``entropy``, ``ari``, ``similarity`` and ``n_stable`` (see
@@ -77,3 +79,33 @@ def select_categories(
         selection = model.select_n_categories(candidates, seed=seed)
     add_entries(adata, keys.uns, origin=ORIGIN, **{SELECTION_KEY: selection_entry(selection)})
     return selection
+
+
+def read_selection(adata: AnnData, key: str = DEFAULT_KEY) -> Selection:
+    """Read what :func:`select_categories` wrote.
+
+    Parameters
+    ----------
+    adata
+        Cells that it was called on, or that were annotated by a model that determined the number of categories itself.
+    key
+        The ``key_added`` of that call.
+
+    Returns
+    -------
+    Selection
+        The number chosen, and a table of all numbers tried.
+
+    Raises
+    ------
+    ValueError
+        If the selection is missing.
+    """
+    result = adata.uns.get(key)
+    if not hasattr(result, "keys") or SELECTION_KEY not in result:
+        raise ValueError(
+            f"key={key!r} was given but adata.uns[{key!r}][{SELECTION_KEY!r}] is missing; "
+            f"run cplmixvi.tl.select_categories(adata, model, {key!r}) first."
+        )
+    columns = {name: np.asarray(column) for name, column in result[SELECTION_KEY].items()}
+    return Selection(pd.DataFrame(columns).set_index("n_categories"))

@@ -2,7 +2,7 @@
 
 from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval
-from ._condition import with_condition
+from ._condition import crossing
 from ._guide import half_encoder
 from ._loader import CellLoader, Minibatches, is_on_disk
 from ._plan import CplMixPlan
@@ -22,11 +22,11 @@ __all__ = [
     "HalfFits",
     "Minibatches",
     "Selection",
+    "crossing",
     "default_batch_size",
     "default_max_epochs",
     "half_encoder",
     "is_on_disk",
     "select_n_categories",
     "usual_interval",
-    "with_condition",
 ]

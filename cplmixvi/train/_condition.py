@@ -4,22 +4,26 @@ A treatment, a donor or a technology shifts cells of all types in about the same
 a type that responds more than the others is split by it, though its halves are cells of one type. Such a shift can be
 told from a difference between types without labels: it cuts most categories in two, in about the same proportion, and
 one threshold cuts all of them.
+
+Batches are such a condition where they change some types much more than others, so that categories follow them.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from sklearn.metrics import adjusted_mutual_info_score
 
-from cplmixvi.augment import Augmenter, combined
+from cplmixvi.augment import AcrossBatches, AcrossLevels, Augmenter
 from cplmixvi.module import CplMixVAE
 
 from ._gaussian import ridge_of
-from ._views import Opinion, fit_committee
+from ._offsets import RESPONSE, response, shifts
+from ._views import Opinion, batches_respond, fit_committee
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +46,14 @@ MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: Categories with which a condition is looked for where their number is not known, few enough that it does not cut all
 #: of them and enough to tell it from a type; and cells that each must have on average.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
+#: Adjusted mutual information with batches above which a member's categories follow them.
+_MIN_FOLLOWING = 0.02
 _N_STARTS = 6
 _N_ITERATIONS = 60
+
+
+#: Maps log values ``(n, n_genes)`` and codes of batches ``(n,)`` of cells to their levels in a condition, ``(n,)``.
+LevelOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,18 +117,23 @@ class Condition:
         return torch.stack(votes).double().mean(0) > 0.5
 
 
+def its_batch(x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Level of each cell where batches themselves are a condition: its batch, ``(n,)``."""
+    return batch
+
+
 def may_cross(augmenter: Augmenter) -> bool:
     """Whether copies could be of both levels of a condition, and the user has not named one."""
     return not (augmenter.replaces or augmenter.nuisance_keys or augmenter.on_images)
 
 
-def with_condition(
+def crossing(
     module: CplMixVAE, values: torch.Tensor, batch: torch.Tensor, *, n_known: int = 0, seed: int = 0
-) -> torch.Tensor:
-    """Codes of batches in which the levels of a condition that nobody named are batches of their own.
+) -> AcrossLevels | None:
+    """What compares cells at the levels of a condition that types should not follow, if there is one.
 
-    For use before the number of categories is known: the condition is looked for with eight. With as many as there are
-    types at each level, it would cut every type, and none would have both levels.
+    For use before the number of categories is known: a condition that nobody named is looked for with eight. With as
+    many as there are types at each level, it would cut every type, and none would have both levels.
 
     Parameters
     ----------
@@ -135,25 +150,31 @@ def with_condition(
 
     Returns
     -------
-    torch.Tensor
-        ``(n,)``; ``batch`` itself if there is no condition, fewer than 160 cells to look at, or the augmenter names a
-        condition or replaces cells.
+    AcrossLevels or None
+        Of the batches, if these change some types much more than others, or of what was found; `None` if there is no
+        condition, fewer than 160 cells to look at, or the augmenter names a condition or replaces cells.
     """
     n_categories = max(_FEW_CATEGORIES, n_known)
     if len(values) < _CELLS_PER_CATEGORY * n_categories or not may_cross(module.augmenter):
-        return batch
+        return None
     x = module.encoder_input(values.to(module.device)).cpu()
+    if batches_respond(x, batch):
+        logger.info("Batches change some types much more than others: types are looked for across batches.")
+        return AcrossBatches(batch.numpy())
     committee = fit_committee(x[:MAX_CELLS], n_categories, batch[:MAX_CELLS], seed=seed, plain_seeds=True)
     condition = find_condition(x, batch, committee)
     if condition is None:
-        return batch
+        return None
     logger.info("A condition shifts cells of all types alike: its levels are not counted as categories.")
-    return torch.from_numpy(combined(batch.numpy(), condition(x, batch).long().numpy()))
+    return AcrossLevels(condition(x, batch).long().numpy())
 
 
 @torch.no_grad()
-def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> Condition | None:
+def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> LevelOf | None:
     """Look for a condition that most members of a committee see alike.
+
+    That is the batches themselves, if they change some types much more than others and the categories of most members
+    follow them along what they add.
 
     Parameters
     ----------
@@ -166,10 +187,13 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
 
     Returns
     -------
-    Condition or None
-        `None` if fewer than half of the members see one and agree with the majority on the cells' levels.
+    Callable or None
+        Tells levels: :func:`its_batch`, or a :class:`Condition`; `None` if fewer than half of the members see one and
+        agree with the majority on the cells' levels.
     """
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
+    if batches_respond(x, batch) and sum(_follows(member, x, batch) for member in committee) > 0.5 * len(committee):
+        return its_batch
     members, found, votes = [], [], []
     for member in committee:
         place = _place(member, x, batch)
@@ -188,6 +212,16 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     if sum(agree) < MIN_SEEN * len(committee):
         return None
     return Condition(*(list(itertools.compress(part, agree)) for part in (members, found, is_turned)))
+
+
+def _follows(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> bool:
+    """Whether a member's categories follow batches, and differ along what batches add where they do."""
+    posterior = member(x, batch)
+    if adjusted_mutual_info_score(batch.numpy(), posterior.argmax(1).numpy()) <= _MIN_FOLLOWING:
+        return False
+    members, centred = torch.nn.functional.one_hot(batch).to(x.dtype), x - x.mean(0)
+    offsets, scale = shifts(centred, posterior, members), member.projection.scale
+    return response((centred - members @ offsets) / scale, posterior, members, offsets / scale) > RESPONSE
 
 
 def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

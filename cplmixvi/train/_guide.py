@@ -13,7 +13,7 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._choice import choose_start, n_cells_to_choose
-from ._condition import Condition, find_condition
+from ._condition import LevelOf, find_condition
 from ._halves import Encode
 from ._labels import LABEL_CELLS, rare
 from ._views import FEW_CATEGORIES, ViewConsensus, fit_committee, fit_views
@@ -51,7 +51,7 @@ def fit_guide(
     module: CplMixVAE,
     batches: Iterable[dict[str, torch.Tensor]],
     max_cells: int = MAX_CELLS,
-    adopt: Callable[[Condition], None] | None = None,
+    adopt: Callable[[LevelOf], None] | None = None,
     begin: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ViewConsensus:
     """Fit an answer to all views of the training cells, and a committee that votes on its certainty.
@@ -69,7 +69,7 @@ def fit_guide(
     max_cells
         Stop reading here, but for cells of labels that were on few cells so far.
     adopt
-        What is to be done if a condition is found that no column of ``obs`` has and that types should not follow
+        What is to be done with the levels of a condition that types should not follow, if one is found
         (:func:`~cplmixvi.train._condition.find_condition`); cells are read anew afterwards. `None`: do not look for it.
     begin
         Rows of some cells in their AnnData, ``(n,)``, and probabilities of their categories, ``(n, K)``, if they are

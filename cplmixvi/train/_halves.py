@@ -126,6 +126,17 @@ def views_of_halves(
     return views
 
 
+def mean_encoder(encode: Encode | None, x: torch.Tensor) -> Encode | None:
+    """What makes log values ``(n_cells, n_genes)`` of a half of ``x``, whose cells may have counterparts.
+
+    ``encode`` where ``x`` has only cells, else the mean over each cell and its counterparts ``(n_cells, n_levels,
+    n_genes)`` of what it makes of them.
+    """
+    if x.ndim == 2:
+        return encode
+    return lambda half: (half if encode is None else encode(half)).mean(1)
+
+
 def halves(x: torch.Tensor, on_counts: bool, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Two halves of values: of the molecules of counts, else of the genes."""
     if on_counts:

@@ -6,8 +6,9 @@ batch, and different types together. So offsets and clusters are fitted at once:
 batch differ by from those of another in the same cluster.
 
 A batch that changes some types much more than others (a treatment) has no such offset: types that change most are one
-cluster per batch. These differ along what the batch adds to the others, as types that only one batch has do not, and
-there means are better.
+cluster per batch. These differ along what the batch adds to the others, as types that only one batch has do not. There
+cells can be compared with their counterparts in other batches (:class:`~cplmixvi.augment.AcrossBatches`); where that is
+not possible, means are better than offsets.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ N_CLUSTERS, _CELLS_PER_CLUSTER = 20, 40
 MAX_CELLS = 5_000
 _N_STARTS, _N_ITERATIONS, _TOLERANCE = 3, 40, 1e-4
 #: Cosine above which clusters of one batch differ from others along its offset (interferon .15 to .3, batches to .06).
-_RESPONSE = 0.1
+RESPONSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -175,19 +176,19 @@ def batch_levels(
     Returns
     -------
     torch.Tensor
-        ``(n_batches, n_genes)``, the mean of all cells for a batch that has none; `None` where batches' own means are
-        all there is to take, as cells are too few to be told apart or batches change some types much more than others.
+        ``(n_batches, n_genes)``, the mean of all cells for a batch that has none; the batches' own means where cells
+        are too few to be told apart, and `None` where batches change some types much more than others.
     """
     n_clusters = min(N_CLUSTERS, len(x) // _CELLS_PER_CLUSTER)
     if n_clusters < 2:
-        return None
+        return batch_means(x, batch, n_batches)
     generator = torch.Generator().manual_seed(0)
     rows = some_rows(len(x), MAX_CELLS, batch, generator=generator)
     members = _one_hot(batch[rows], n_batches, x)
     centred = x[rows] - x.mean(0)
     found = OffsetMixture(n_clusters, generator=generator).fit_offsets((centred / scale) @ axes, members)
     offsets = shifts(centred, found.posterior, members)
-    if response((centred - members @ offsets) / scale, found.posterior, members, offsets / scale) > _RESPONSE:
+    if response((centred - members @ offsets) / scale, found.posterior, members, offsets / scale) > RESPONSE:
         return None
     share = torch.bincount(batch, minlength=n_batches).to(x.dtype) / len(x)
     levels = x.mean(0) + offsets - share @ offsets

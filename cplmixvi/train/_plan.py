@@ -18,12 +18,12 @@ from scvi.train import TrainingPlan
 from cplmixvi._constants import CELL_KEY, GUIDE_KEY, KNOWN_KEY
 from cplmixvi._memory import KeptMemory
 from cplmixvi._processes import any_of, n_processes, process_index, same_everywhere, summed
-from cplmixvi.augment import AcrossLevels, Augmenter, Compose
+from cplmixvi.augment import AcrossBatches, AcrossLevels, Augmenter, Compose
 from cplmixvi.module import synced
 
 from ._answers import GuideAnswers
 from ._cells import training_cells
-from ._condition import Condition, may_cross
+from ._condition import LevelOf, its_batch, may_cross
 from ._follow import follow_guide
 from ._guide import MAX_CELLS, fit_guide, guide_input, known_categories
 from ._guide_state import guide_of, guide_state
@@ -64,7 +64,9 @@ class CplMixPlan(TrainingPlan):
         own.
     find_condition
         Whether a warm start looks for a condition that shifts cells of all types in the same way, and keeps the types
-        from following it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`.
+        from following it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`. Batches that
+        change some types much more than others are such a condition as well: types are then looked for in the mean of
+        cells and their counterparts, see :class:`~cplmixvi.augment.AcrossBatches`.
     fit_halves
         Whether a warm start also makes fits to halves of the data, without which confidence is too high.
     begin
@@ -78,6 +80,8 @@ class CplMixPlan(TrainingPlan):
     level
         Level of each cell in the condition that was found, ``(n_obs,)``, -1 for cells outside the training set; `None`
         if no condition was found.
+    compared
+        Batch of each cell, likewise, where batches are compared; `None` if they are not.
     half_fits
         Labels of the training cells by fits to halves of them, see :func:`~cplmixvi.train._repeat.fit_halves`.
     """
@@ -103,6 +107,7 @@ class CplMixPlan(TrainingPlan):
         self.warm_start, self.guided_fraction = warm_start, guided_fraction
         self.find_condition, self.fit_halves, self.begin = find_condition, fit_halves, begin
         self.level: np.ndarray | None = None
+        self.compared: np.ndarray | None = None
         self.half_fits: HalfFits | None = None
         # In lists, because torch would take them for parts of the plan.
         self._own_augmenter: list[Augmenter] = []
@@ -200,12 +205,12 @@ class CplMixPlan(TrainingPlan):
         if n_processes() > 1:
             mine = None
             if self._guide:
-                mine = [self.level, guide_state(self._guide[0].guide), self.module.state_dict(), self.half_fits]
-            level, state, weights, self.half_fits = same_everywhere(mine)
+                found = self.level, self.compared, self.half_fits
+                mine = [found, guide_state(self._guide[0].guide), self.module.state_dict()]
+            found, state, weights = same_everywhere(mine)
             if process_index() > 0:
-                if level is not None:
-                    self.level = level
-                    self._cross_levels()
+                self.level, self.compared, self.half_fits = found
+                if self._cross():
                     cells = training_cells(self.trainer.datamodule, self.module.on_counts)
                     self.module.augmenter.prepare(cells, self.device)
                 guide = guide_of(state).to(self.device)
@@ -231,25 +236,37 @@ class CplMixPlan(TrainingPlan):
             return False
         return True
 
-    def _adopt(self, condition: Condition) -> None:
-        """Find the level of every training cell in a condition, which copies are of both levels of from now on."""
+    def _adopt(self, level_of: LevelOf) -> None:
+        """Find the level of every training cell in a condition, which types do not follow from now on."""
         datamodule = self.trainer.datamodule
         cells = training_cells(datamodule, self.module.on_counts)
-        self.level = np.full(cells.adata.n_obs, -1, dtype=np.int8)
+        found = np.full(cells.adata.n_obs, -1, dtype=np.int16)
         for tensors in self._start_batches(cells.adata.n_obs):
-            level = condition(*(values.cpu() for values in guide_input(self.module, tensors)))
-            self.level[tensors[CELL_KEY].view(-1).cpu().numpy()] = level.numpy()
-        upper = self.level[cells.rows].mean()
-        logger.info(
-            "A condition shifts cells of all types alike (%.0f%% of them): types do not follow it.", 100 * upper
-        )
-        self._cross_levels()
+            level = level_of(*(values.cpu() for values in guide_input(self.module, tensors)))
+            found[tensors[CELL_KEY].view(-1).cpu().numpy()] = level.numpy()
+        if level_of is its_batch:
+            self.compared = found
+            logger.info("Batches change some types much more than others: types are looked for across batches.")
+        else:
+            self.level = found.astype(np.int8)
+            upper = self.level[cells.rows].mean()
+            logger.info(
+                "A condition shifts cells of all types alike (%.0f%% of them): types do not follow it.", 100 * upper
+            )
+        self._cross()
         self.module.augmenter.prepare(cells, self.device)
 
-    def _cross_levels(self) -> None:
-        """Let copies be of both levels until the training ends."""
+    def _cross(self) -> bool:
+        """Let cells have counterparts at the other levels of a condition, if there is one, until the training ends."""
+        if self.compared is not None:
+            across = AcrossBatches(np.maximum(self.compared, 0))
+        elif self.level is not None:
+            across = AcrossLevels(np.maximum(self.level, 0))
+        else:
+            return False
         self._own_augmenter.append(self.module.augmenter)
-        self.module.augmenter = Compose([AcrossLevels(np.maximum(self.level, 0)), self.module.augmenter])
+        self.module.augmenter = Compose([across, self.module.augmenter])
+        return True
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         """Take one step on fresh copies; returns the loss to Lightning's automatic optimisation, if that is on."""
@@ -323,6 +340,7 @@ class CplMixPlan(TrainingPlan):
         checkpoint["plan"] = {
             "guide": [guide.state() for guide in self._guide],
             "level": self.level,
+            "compared": self.compared,
             "half_fits": None if self.half_fits is None else vars(self.half_fits),
             "n_rollbacks": self._last_good.n_rollbacks,
             "best": self._last_good.best,
@@ -331,9 +349,9 @@ class CplMixPlan(TrainingPlan):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restore what :meth:`on_save_checkpoint` added."""
         state = checkpoint["plan"]
-        self.level = state["level"]
-        if self.level is not None:
-            self._cross_levels()
+        # Checkpoints of earlier versions know of no batches that are compared.
+        self.level, self.compared = state["level"], state.get("compared")
+        self._cross()
         self.half_fits = None if state["half_fits"] is None else HalfFits(**state["half_fits"])
         self._guide = [GuideAnswers.of(guide, self.module) for guide in state["guide"]]
         self._last_good.n_rollbacks, self._last_good.best = int(state["n_rollbacks"]), float(state["best"])

@@ -19,7 +19,7 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._guide import half_encoder, known_categories, values_of
-from ._halves import labels_of_halves, matched_table, views_of_halves
+from ._halves import labels_of_halves, matched_table, mean_encoder, views_of_halves
 from ._views import usual_dimensions
 
 #: Pairs of halves.
@@ -105,14 +105,12 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], st
     if found is None or len(found[0]) < _FEWEST_CELLS * n_categories:
         return None
     rows, values, codes, known = found
-    encode = half_encoder(module)
+    encode = mean_encoder(half_encoder(module), values)
     dimensions = usual_dimensions(start, n_categories)
     views = [
         view
         for index in range(N_SPLITS)
-        for view in views_of_halves(
-            values, codes, module.on_counts, lambda half: encode(half).mean(1), index, seed, dimensions
-        )
+        for view in views_of_halves(values, codes, module.on_counts, encode, index, seed, dimensions)
     ]
     fitters = [view.fitter(start, n_categories, seed, few_moves=5) for view in views]
     return HalfFits(rows, np.stack(labels_of_halves(views, fitters, known)))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._halves import COLUMNS, Encode, agreement, labels_of_halves, matched_table, views_of_halves
+from ._halves import COLUMNS, Encode, agreement, labels_of_halves, matched_table, mean_encoder, views_of_halves
 from ._views import no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
@@ -32,6 +32,9 @@ _MARGIN, _PATIENCE, _FEWEST_TRIED = 0.03, 3, 15
 #: Nor are so many times as many as the best, if they are so many: where halves agree on large types, scores fall
 #: slowly, and fits take longer and longer.
 _MANY_TIMES, _MANY = 2, 20
+#: Share of the categories that must be stable: more that halves agree on outweigh some that they do not, but whoever
+#: is given categories wants to rely on them.
+_STABLE_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class Selection:
 
     @property
     def n_categories(self) -> int:
-        """Number of categories with the highest score."""
-        return int(self.table["score"].idxmax())
+        """Number with the highest score, of those of whose categories four in five are stable (of all, if none has)."""
+        is_stable = self.table["n_stable"] >= _STABLE_SHARE * self.table.index
+        return int(self.table["score"].where(is_stable | (not is_stable.any())).idxmax())
 
     def consensus(self) -> np.ndarray | None:
         """Share of the fits that put each cell into each category, ``(n_cells, n_categories)``.
@@ -99,16 +103,18 @@ def select_n_categories(
     categories and :math:`r = 0.9`. Cutting a type with a share :math:`p` of the cells in two equal halves raises
     :math:`H` by :math:`p\log 2`, and costs :math:`p` times the share of its cells on which the fits disagree. So a cut
     is worthwhile if they agree on more than 0.9 of these cells, whatever the size of the type and the number of others.
-    A single category scores 1.
+    A single category scores 1. Numbers are chosen only if four in five of their categories are stable.
 
     Parameters
     ----------
     values
-        Values of cells in random order, ``(n_cells, n_genes)``; the first 5,000 are used, or 12,000 for images.
+        Values of cells in random order, ``(n_cells, n_genes)``, or of cells and their counterparts at other levels of
+        a condition, ``(n_cells, n_levels, n_genes)``, which stand for the cell by the mean of their log values; the
+        first 5,000 are used, or 12,000 for images.
     on_counts
         Whether the values are counts, whose molecules are halved; otherwise the genes are halved.
     encode
-        Computes the log values of a half; if `None`, values are used as they are.
+        Computes the log values of a half, shape kept; if `None`, values are used as they are.
     batch
         Batch codes, ``(n_cells,)``; a single batch if `None`.
     candidates
@@ -134,8 +140,9 @@ def select_n_categories(
     x = torch.as_tensor(values[: MAX_CELLS[start]], dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch[: MAX_CELLS[start]]
     looks = usual_dimensions(start, smallest), usual_scalings(start)
+    mean_of = mean_encoder(encode, x)
     views = [
-        view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed, *looks)
+        view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, mean_of, index, seed, *looks)
     ]
     labels: dict[int, list[np.ndarray]] = {}
     rows: dict[int, dict[str, float]] = {}
@@ -148,14 +155,18 @@ def select_n_categories(
             rows[k] = agreement(labels[k], k)
         return rows[k]["score"]
 
+    def found() -> Selection:
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).sort_index()
+        table.index.name = "n_categories"
+        return Selection(table)
+
     if candidates is None:
-        _search(score, smallest, max(smallest, min(_LARGEST, len(x) // _CELLS_PER_CATEGORY)))
+        largest = max(smallest, min(_LARGEST, len(x) // _CELLS_PER_CATEGORY))
+        _search(score, lambda: found().n_categories, smallest, largest)
     else:
         for k in candidates:
             score(k)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).sort_index()
-    table.index.name = "n_categories"
-    return Selection(table, np.stack(labels[Selection(table).n_categories]))
+    return Selection(found().table, np.stack(labels[found().n_categories]))
 
 
 def _matched_to(reference: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -166,12 +177,12 @@ def _matched_to(reference: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray
     return name[labels]
 
 
-def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
-    """Score a ladder of numbers, upwards while there is hope, and then the numbers around its best."""
+def _search(score: Callable[[int], float], chosen: Callable[[], int], smallest: int, largest: int) -> None:
+    """Score a ladder of numbers, upwards while there is hope, and then those around that chosen of all scored."""
     tried = {smallest: score(smallest)}
     k = smallest
     while k < largest:
-        best = max(tried, key=tried.get)
+        best = chosen()
         scores = list(tried.values())
         hopeless = all(value < tried[best] - _MARGIN for value in scores[-_PATIENCE:])
         # Where types are as far from one another as all others, fits to halves that are given fewer categories merge
@@ -182,7 +193,7 @@ def _search(score: Callable[[int], float], smallest: int, largest: int) -> None:
         k = min(largest, max(k + 1, round((_LEAP if hopeless else _STEP) * k)))
         tried[k] = score(k)
     while True:
-        best = max(tried, key=tried.get)
+        best = chosen()
         # Two numbers that differ by less than a tenth are hardly two answers.
         step = max(1, round(0.1 * best))
         fresh = [m for m in (best - step, best + step) if smallest <= m <= largest and m not in tried]

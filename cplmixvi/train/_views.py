@@ -34,6 +34,8 @@ CLIP = 10.0
 DIMENSIONS = (10, 15, 20, 25)
 #: Coordinates in which what batches add is told from what types they have.
 OFFSET_DIMENSIONS = 15
+#: Cells that are asked whether batches change some types more than others, and batches that are compared, at most.
+MAX_RESPONSE_CELLS, MAX_COMPARED = 5_000, 8
 #: How much of the usual standard deviation, rather than its own, a gene is divided by: the first in the answer, and all
 #: by the members of its committee in turn.
 SCALINGS = (0.5, 0.0, 1.0)
@@ -71,6 +73,11 @@ class Projection(nn.Module):
         Coordinates.
     scaling
         :math:`\gamma` in ``[0, 1]``; `None` for :math:`s = 1`.
+
+    Attributes
+    ----------
+    responds
+        Whether batches change some types much more than others, so that their own means are subtracted.
     """
 
     mean: torch.Tensor
@@ -83,9 +90,11 @@ class Projection(nn.Module):
         self.register_buffer("mean", batch_means(x, batch, n_batches))
         self.register_buffer("scale", torch.ones(x.shape[1]) if scaling is None else _scale(x, scaling))
         self.register_buffer("axes", self._principal(x, batch, n_components))
+        self.responds = False
         # Clusters of images are not Gaussian.
         if scaling is not None and len(batch.unique()) > 1:
             levels = batch_levels(x, batch, n_batches, self.scale, self.axes[:, :OFFSET_DIMENSIONS])
+            self.responds = levels is None
             if levels is not None:
                 self.mean = levels
                 self.axes = self._principal(x, batch, n_components)
@@ -378,6 +387,22 @@ def possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]
     """Numbers of coordinates that so many cells and genes can tell apart, ascending."""
     limit = max(1, min(n_cells // 8, n_genes - 1))
     return sorted({min(d, limit) for d in dimensions})
+
+
+def batches_respond(x: torch.Tensor, batch: torch.Tensor) -> bool:
+    """Whether batches change some types much more than others, as a treatment does; see :mod:`._offsets`.
+
+    Parameters
+    ----------
+    x
+        Log values of cells in random order, ``(n_cells, n_genes)``; the first 5,000 are looked at.
+    batch
+        Codes of their batches, ``(n_cells,)``; of more than eight, which are not compared, none is said to.
+    """
+    x, batch = x[:MAX_RESPONSE_CELLS], batch[:MAX_RESPONSE_CELLS]
+    if not 1 < len(batch.unique()) <= MAX_COMPARED:
+        return False
+    return Projection(x, batch, max(possible([OFFSET_DIMENSIONS], *x.shape)), SCALINGS[0]).responds
 
 
 def no_batch(x: torch.Tensor) -> torch.Tensor:
