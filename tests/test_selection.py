@@ -263,7 +263,7 @@ def test_halves_start_from_what_the_others_found_and_keep_what_is_likelier():
 
 
 def test_the_consensus_is_that_of_most_halves():
-    table = pd.DataFrame({"score": [1.1, 1.2]}, index=[2, 3])
+    table = pd.DataFrame({"score": [1.1, 1.2], "n_stable": [2.0, 3.0]}, index=[2, 3])
     base = np.arange(30) % 3
     other = np.where(base == 2, 1, base)
     selection = _selection.Selection(table, np.stack([other, (base + 1) % 3, (base + 2) % 3]))
