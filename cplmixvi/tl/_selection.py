@@ -100,6 +100,12 @@ def read_selection(adata: AnnData, key: str = DEFAULT_KEY) -> Selection:
     ------
     ValueError
         If the selection is missing.
+
+    Examples
+    --------
+    >>> _ = cpl.tl.select_categories(adata, model, candidates=[2, 3, 4])
+    >>> cpl.tl.read_selection(adata).table.columns[0]
+    'score'
     """
     result = adata.uns.get(key)
     if not hasattr(result, "keys") or SELECTION_KEY not in result:
