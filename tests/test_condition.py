@@ -248,6 +248,14 @@ def test_batches_are_a_condition_where_categories_follow_what_they_add(one_respo
     assert find_condition(x, no_batch(x), fit_committee(x, 5, no_batch(x), seed=0)) is None
 
 
+def test_levels_of_which_every_batch_has_one_are_no_condition(treated):
+    x, batch = torch.from_numpy(cpl.pp.log_normalize(treated.X)), torch.from_numpy(codes(treated))
+    committee = fit_committee(x, 5, no_batch(x), seed=0)
+    assert find_condition(x, no_batch(x), committee) is not None
+    assert find_condition(x, torch.arange(len(x)) % 2, committee) is not None
+    assert find_condition(x, batch, committee) is None
+
+
 def test_types_do_not_follow_batches_that_one_of_them_responds_to(one_responds):
     adata = one_responds.copy()
     scvi.settings.seed = 0

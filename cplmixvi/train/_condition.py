@@ -189,7 +189,7 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     -------
     Callable or None
         Tells levels: :func:`its_batch`, or a :class:`Condition`; `None` if fewer than half of the members see one and
-        agree with the majority on the cells' levels.
+        agree with the majority on the cells' levels, or no batch has cells on both.
     """
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     if batches_respond(x, batch) and sum(_follows(member, x, batch) for member in committee) > 0.5 * len(committee):
@@ -209,7 +209,9 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     turned = torch.stack([vote != turn for vote, turn in zip(votes, is_turned, strict=True)])
     majority = turned.double().mean(0) > 0.5
     agree = [bool(share >= MIN_AGREEMENT) for share in (turned == majority).double().mean(1)]
-    if sum(agree) < MIN_SEEN * len(committee):
+    # Levels of which every batch has one are the batches', and none of their cells has a counterpart.
+    shares = torch.stack([majority[batch == code].double().mean() for code in batch.unique()])
+    if sum(agree) < MIN_SEEN * len(committee) or (torch.minimum(shares, 1 - shares) < MIN_SHARE).all():
         return None
     return Condition(*(list(itertools.compress(part, agree)) for part in (members, found, is_turned)))
 
