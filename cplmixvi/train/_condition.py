@@ -22,7 +22,7 @@ from cplmixvi.augment import AcrossBatches, AcrossLevels, Augmenter
 from cplmixvi.module import CplMixVAE
 
 from ._gaussian import ridge_of
-from ._offsets import RESPONSE, response, shifts
+from ._offsets import RESPONSE, one_hot, response, shifts
 from ._views import Opinion, batches_respond, fit_committee
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def crossing(
         logger.info("Batches change some types much more than others: types are looked for across batches.")
         return AcrossBatches(batch.numpy())
     committee = fit_committee(x[:MAX_CELLS], n_categories, batch[:MAX_CELLS], seed=seed, plain_seeds=True)
-    condition = find_condition(x, batch, committee)
+    condition = _find_levels(x[:MAX_CELLS], batch[:MAX_CELLS], committee)
     if condition is None:
         return None
     logger.info("A condition shifts cells of all types alike: its levels are not counted as categories.")
@@ -192,8 +192,14 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
         agree with the majority on the cells' levels, or no batch has cells on both.
     """
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
-    if batches_respond(x, batch) and sum(_follows(member, x, batch) for member in committee) > 0.5 * len(committee):
+    if batches_respond(x, batch) and _follow(committee, x, batch):
         return its_batch
+    return _find_levels(x, batch, committee)
+
+
+@torch.no_grad()
+def _find_levels(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> Condition | None:
+    """Levels that most members see alike, of a condition that no batch stands for; see :func:`find_condition`."""
     members, found, votes = [], [], []
     for member in committee:
         place = _place(member, x, batch)
@@ -216,14 +222,16 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     return Condition(*(list(itertools.compress(part, agree)) for part in (members, found, is_turned)))
 
 
-def _follows(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> bool:
-    """Whether a member's categories follow batches, and differ along what batches add where they do."""
-    posterior = member(x, batch)
-    if adjusted_mutual_info_score(batch.numpy(), posterior.argmax(1).numpy()) <= _MIN_FOLLOWING:
-        return False
-    members, centred = torch.nn.functional.one_hot(batch).to(x.dtype), x - x.mean(0)
-    offsets, scale = shifts(centred, posterior, members), member.projection.scale
-    return response((centred - members @ offsets) / scale, posterior, members, offsets / scale) > RESPONSE
+def _follow(committee: Sequence[Opinion], x: torch.Tensor, batch: torch.Tensor) -> bool:
+    """Whether categories of most members follow batches, and differ along what batches add where they do."""
+    centred, members = x - x.mean(0), one_hot(batch, int(batch.max()) + 1, x)
+    n_following = 0
+    for member in committee:
+        posterior = member(x, batch)
+        if adjusted_mutual_info_score(batch.numpy(), posterior.argmax(1).numpy()) > _MIN_FOLLOWING:
+            offsets = shifts(centred, posterior, members)
+            n_following += response(centred, posterior, members, offsets, member.projection.scale) > RESPONSE
+    return n_following > 0.5 * len(committee)
 
 
 def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

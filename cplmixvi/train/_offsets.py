@@ -127,19 +127,23 @@ def shifts(values: torch.Tensor, weighted: torch.Tensor, members: torch.Tensor) 
     return torch.linalg.solve(left, right).float()
 
 
-def response(rest: torch.Tensor, posterior: torch.Tensor, members: torch.Tensor, offsets: torch.Tensor) -> float:
+def response(
+    values: torch.Tensor, posterior: torch.Tensor, members: torch.Tensor, offsets: torch.Tensor, scale: torch.Tensor
+) -> float:
     """How far clusters that have more of a batch differ from the others along what the batch adds.
 
     Parameters
     ----------
-    rest
-        Values without what batches add, ``(n, d)``.
+    values
+        ``(n, d)``.
     posterior
         Of clusters, ``(n, K)``.
     members
         Batches of the cells, one-hot, ``(n, n_batches)``.
     offsets
         Of the batches, ``(n_batches, d)``.
+    scale
+        By which values are divided, ``(d,)``.
 
     Returns
     -------
@@ -147,6 +151,7 @@ def response(rest: torch.Tensor, posterior: torch.Tensor, members: torch.Tensor,
         Cosine of a batch's offset from the other batches' with the slope of clusters' means on its share in them, mean
         over batches by their cells.
     """
+    rest, offsets = (values - members @ offsets) / scale, offsets / scale
     size = posterior.sum(0).clamp_min(1e-6)
     means = posterior.T @ rest / size[:, None]
     share = members.mean(0)
@@ -184,11 +189,11 @@ def batch_levels(
         return batch_means(x, batch, n_batches)
     generator = torch.Generator().manual_seed(0)
     rows = some_rows(len(x), MAX_CELLS, batch, generator=generator)
-    members = _one_hot(batch[rows], n_batches, x)
+    members = one_hot(batch[rows], n_batches, x)
     centred = x[rows] - x.mean(0)
     found = OffsetMixture(n_clusters, generator=generator).fit_offsets((centred / scale) @ axes, members)
     offsets = shifts(centred, found.posterior, members)
-    if response((centred - members @ offsets) / scale, found.posterior, members, offsets / scale) > RESPONSE:
+    if response(centred, found.posterior, members, offsets, scale) > RESPONSE:
         return None
     share = torch.bincount(batch, minlength=n_batches).to(x.dtype) / len(x)
     levels = x.mean(0) + offsets - share @ offsets
@@ -197,10 +202,11 @@ def batch_levels(
 
 def batch_means(x: torch.Tensor, batch: torch.Tensor, n_batches: int) -> torch.Tensor:
     """Mean of every batch ``(n_batches, n_genes)``; that of all cells where a batch has none here."""
-    members = _one_hot(batch, n_batches, x)
+    members = one_hot(batch, n_batches, x)
     size = members.sum(0)[:, None]
     return torch.where(size > 0, members.T @ x / size.clamp_min(1), x.mean(0))
 
 
-def _one_hot(batch: torch.Tensor, n_batches: int, like: torch.Tensor) -> torch.Tensor:
+def one_hot(batch: torch.Tensor, n_batches: int, like: torch.Tensor) -> torch.Tensor:
+    """Batches of cells ``(n, n_batches)``, of the type of ``like``."""
     return torch.nn.functional.one_hot(batch, n_batches).to(like.dtype)

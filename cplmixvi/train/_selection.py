@@ -166,7 +166,8 @@ def select_n_categories(
     else:
         for k in candidates:
             score(k)
-    return Selection(found().table, np.stack(labels[found().n_categories]))
+    selection = found()
+    return Selection(selection.table, np.stack(labels[selection.n_categories]))
 
 
 def _matched_to(reference: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
