@@ -49,7 +49,7 @@ class Shared:
         self.fit_guide, self.kept, self.key = _plan.fit_guide, {}, None
         _plan.fit_guide = self.guide
 
-    def guide(self, module, batches, adopt=None):
+    def guide(self, module, batches, adopt=None, **options):
         """Fit the guide where that was not done; one that is not for all augmenters has a key of its own.
 
         One of a fit that found a condition is not kept: what finds it changes the copies too.
@@ -64,7 +64,7 @@ class Shared:
             conditions.append(condition)
             adopt(condition)
 
-        guide = self.kept.get(self.key) or self.fit_guide(module, batches, adopt=adopt and noted)
+        guide = self.kept.get(self.key) or self.fit_guide(module, batches, adopt=adopt and noted, **options)
         if not conditions:
             self.kept[self.key] = guide
         torch.manual_seed(self.key[1])

@@ -161,6 +161,7 @@ def main() -> None:
     if args.alone:
         print(json.dumps(run(args.folder, args.where[0], args.epochs, args.batch_size)))
         return
+    args.folder.mkdir(parents=True, exist_ok=True)
     for n_cells in () if args.render else args.cells:
         path = simulated(args.folder / f"cplmixvi_{n_cells}x{args.genes}.h5ad", n_cells, args.genes)
         for where in args.where:
