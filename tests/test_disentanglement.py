@@ -107,6 +107,17 @@ class TestMutualInformationGap:
         state = np.column_stack([np.exp(3 * time), np.random.default_rng(1).random(4_000)])
         assert metrics.mutual_information_gap(time, state).item() > 0.95
 
+    @pytest.mark.parametrize("kind", [str, pd.CategoricalDtype()])
+    def test_names_are_not_cut_however_many(self, kind):
+        """Thirty donors, which the first dimension tells apart and bins of which it could not."""
+        donor = pd.Series(np.arange(3_000) % 30)
+        state = np.column_stack([donor % 20, np.random.default_rng(0).random(3_000)])
+        named = ("donor " + donor.astype(str)).astype(kind)
+        expected = (np.log(30) - 20 / 30 * np.log(2)) / np.log(30)
+        gap = metrics.mutual_information_gap({"donor": named}, state)["donor"]
+        second = metrics.mutual_information_gap({"donor": named}, state[:, ::-1])["donor"]
+        assert gap == pytest.approx(expected, abs=0.05) and second == pytest.approx(gap)
+
     def test_a_factor_that_does_not_vary_and_too_few_latents(self, factors):
         state = np.column_stack([factors["x"], factors["y"]])
         assert metrics.mutual_information_gap(np.ones(2_000), state).item() == 0

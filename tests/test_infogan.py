@@ -219,6 +219,7 @@ class TestModel:
         ("options", "said"),
         [
             ({"image_shape": (9, 16)}, "multiples of 4"),
+            ({"image_shape": (-12, -12)}, "not the pixels of an image"),
             ({"image_shape": (8, 8)}, r"not the pixels of an image of shape \(8, 8\)"),
             ({"n_noise": -1}, "n_noise=-1 must be a whole number of at least 0"),
             ({"n_channels": 0}, "n_channels=0 must be a whole number of at least 1"),

@@ -42,6 +42,17 @@ def test_names_are_those_of_the_majority_and_of_no_one_below_the_purity(adata):
     assert set(adata.obs["strict"]) == {"B", "T", "unassigned"}
 
 
+def test_numbered_types_keep_their_names_where_some_are_missing(adata):
+    """A column of 1, 2, 3 and missing values is one of floats to pandas."""
+    adata.obs["cluster"] = adata.obs["cell_type"].map({"B": 1, "T": 2, "NK": 3, "unknown": 4})
+    table = cpl.tl.map_to_reference(adata, "cluster", ignore=(4,))
+    assert list(table["name"]) == ["1", "2", "2", "unassigned"]
+    by_name = cpl.tl.compare_to_reference(adata, "cell_type", ignore=("unknown",))
+    by_number = cpl.tl.compare_to_reference(adata, "cluster", ignore=(4,))
+    assert by_number.scores == by_name.scores
+    assert list(by_number.types.index) == [1, 2, 3]
+
+
 def test_missing_columns_and_impossible_purities_are_refused(adata):
     with pytest.raises(ValueError, match="reference_key='type' is not a column"):
         cpl.tl.compare_to_reference(adata, "type")

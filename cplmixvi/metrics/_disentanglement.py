@@ -134,10 +134,10 @@ def _variation(values: np.ndarray, codes: np.ndarray | None) -> np.ndarray:
     return np.append(variance, 1 - equal)
 
 
-def _few(values: np.ndarray) -> np.ndarray:
-    """Codes of values, or of bins of equal numbers of observations where there are many values."""
+def _few(values: np.ndarray | pd.Series) -> np.ndarray:
+    """Codes of values, or of bins of equal numbers of observations where there are many numbers."""
     codes, known = encode(values)
-    if len(known) <= N_BINS:
+    if len(known) <= N_BINS or not pd.api.types.is_numeric_dtype(values):
         return codes
     return pd.qcut(values, min(N_BINS, max(2, len(values) // 5)), labels=False, duplicates="drop")
 
@@ -148,8 +148,9 @@ def mutual_information_gap(factors, state, category=None) -> pd.Series:
     .. math::
         \frac{I(z_{(1)}; v) - I(z_{(2)}; v)}{H(v)}
 
-    with the mutual information of the empirical counts. States and factors with more than 20 values are cut into 20
-    bins with equal numbers of observations, or into fewer bins if these would hold fewer than five observations each.
+    with the mutual information of the empirical counts. States and numeric factors with more than 20 values are cut
+    into 20 bins with equal numbers of observations, or into fewer bins if these would hold fewer than five observations
+    each.
 
     Parameters
     ----------

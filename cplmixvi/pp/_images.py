@@ -43,7 +43,7 @@ def image_sides(
         rows, columns = (math.isqrt(n_pixels),) * 2 if shape is None else map(index, shape)
     except (TypeError, ValueError):
         raise ValueError(f"{shape!r} are not rows and columns of an image; {advice}.") from None
-    if rows * columns != n_pixels or rows % multiple or columns % multiple:
+    if rows < 1 or rows * columns != n_pixels or rows % multiple or columns % multiple:
         image = "a square image" if shape is None else f"an image of shape {rows, columns}"
         sides = f" with sides that are multiples of {multiple}" if multiple > 1 else ""
         margin = ", with a margin if need be" if multiple > 1 else ""

@@ -153,4 +153,8 @@ def _columns(adata: AnnData, reference_key: str, key: str) -> tuple[pd.Series, p
             raise ValueError(
                 f"{meaning}={column!r} is not a column of obs; it has {', '.join(map(repr, adata.obs.columns[:20]))}."
             )
-    return adata.obs[reference_key], adata.obs[key]
+    reference = adata.obs[reference_key]
+    # Whole numbers of which some are missing are floats to pandas: type 3 is not called 3.0.
+    if pd.api.types.is_float_dtype(reference) and (reference.dropna() % 1 == 0).all():
+        reference = reference.astype("Int64")
+    return reference, adata.obs[key]
