@@ -201,8 +201,14 @@ def _unseen(scores: dict[str, dict[str, dict[str, tuple[float, int]]]], baseline
 
 
 def _numbers_found(rows: list[dict]) -> str:
-    found, given = means(rows, "n_categories")["cplmixvi_own_k"], {row["data"]: row["n_types"] for row in rows}
-    shown = [f"{DATA[data].split(' ')[0]} {found[data][0]:g} ({given[data]:g})" for data in DATA if data in found]
+    """Numbers of its own, from the least to the most of the seeds, with the reference's in brackets."""
+    shown = []
+    for data, name in DATA.items():
+        own = [row for row in rows if (row["data"], row["method"]) == (data, "cplmixvi_own_k")]
+        if own:
+            numbers = sorted({int(row["n_categories"]) for row in own})
+            several = "" if len(numbers) == 1 else f" to {numbers[-1]}"
+            shown.append(f"{name.split(' ')[0]} {numbers[0]}{several} ({own[0]['n_types']:g})")
     return f"Number of types found (reference): {', '.join(shown)}."
 
 
