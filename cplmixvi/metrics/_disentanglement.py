@@ -18,7 +18,7 @@ def _checked(factors, state, category) -> tuple[pd.DataFrame, np.ndarray, np.nda
     """Table of factors, float64 states ``(n_obs, n_state)`` and codes of categories, all of the same observations."""
     if isinstance(factors, pd.Series) or (not isinstance(factors, pd.DataFrame | Mapping) and np.ndim(factors) == 1):
         factors = {getattr(factors, "name", None) or "factor": np.asarray(factors)}
-    table = pd.DataFrame(factors).reset_index(drop=True)
+    table = pd.DataFrame(factors).reset_index(drop=True).infer_objects()
     values = np.asarray(state, dtype=np.float64)
     if values.ndim != 2 or len(values) != len(table) or len(table) < 2 or not table.shape[1]:
         raise ValueError(
