@@ -90,17 +90,22 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def means(rows: list[dict], score: str) -> dict[str, dict[str, tuple[float, int]]]:
-    """Mean over seeds and their number, by method and data set."""
+def _by_seed(rows: list[dict], score: str) -> dict[str, dict[str, dict[int, float]]]:
+    """What every seed scored, by method and data set."""
     values = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         value = row.get(score)
         if value is not None and not math.isnan(value):
             # A later line about the same run replaces an earlier one, as in the harness.
             values[row["method"]][row["data"]][row["seed"]] = value
+    return values
+
+
+def means(rows: list[dict], score: str) -> dict[str, dict[str, tuple[float, int]]]:
+    """Mean over seeds and their number, by method and data set."""
     return {
         method: {data: (sum(seeds.values()) / len(seeds), len(seeds)) for data, seeds in by_data.items()}
-        for method, by_data in values.items()
+        for method, by_data in _by_seed(rows, score).items()
     }
 
 
@@ -202,13 +207,12 @@ def _unseen(scores: dict[str, dict[str, dict[str, tuple[float, int]]]], baseline
 
 def _numbers_found(rows: list[dict]) -> str:
     """Numbers of its own, from the least to the most of the seeds, with the reference's in brackets."""
+    found, given = _by_seed(rows, "n_categories")["cplmixvi_own_k"], {row["data"]: row["n_types"] for row in rows}
     shown = []
-    for data, name in DATA.items():
-        own = [row for row in rows if (row["data"], row["method"]) == (data, "cplmixvi_own_k")]
-        if own:
-            numbers = sorted({int(row["n_categories"]) for row in own})
-            several = "" if len(numbers) == 1 else f" to {numbers[-1]}"
-            shown.append(f"{name.split(' ')[0]} {numbers[0]}{several} ({own[0]['n_types']:g})")
+    for data in [data for data in DATA if data in found]:
+        least, most = min(found[data].values()), max(found[data].values())
+        several = f" to {most:g}" if most > least else ""
+        shown.append(f"{DATA[data].split(' ')[0]} {least:g}{several} ({given[data]:g})")
     return f"Number of types found (reference): {', '.join(shown)}."
 
 
