@@ -10,7 +10,8 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.augment import AcrossBatches, AcrossLevels, Cells, CountThinning, Neighbours
 from cplmixvi.train import _plan as plan
 from cplmixvi.train import _views
-from cplmixvi.train._condition import MIN_SEPARATION, find_condition, its_batch, two_levels
+from cplmixvi.train._condition import find_condition, its_batch
+from cplmixvi.train._levels import MIN_SEPARATION, two_levels
 from cplmixvi.train._views import batches_respond, fit_committee, no_batch
 
 
@@ -71,8 +72,8 @@ def test_levels_of_a_shift_that_all_categories_have():
     levels = two_levels(z, category, 6)
     assert levels.problem == ""
     assert levels.is_mixed.all()
-    assert levels.separation == pytest.approx(8.0, abs=0.5)
-    found = levels.of(z, category)
+    assert levels.separation.numpy() == pytest.approx(8.0, abs=0.6)
+    found = levels.of(z, category) > 0.5
     is_turned = bool((found == level).double().mean() < 0.5)
     assert (found == (level != is_turned)).double().mean() > 0.99
     share = torch.stack([(level[category == k] != is_turned).double().mean() for k in range(6)])
@@ -87,12 +88,28 @@ def test_a_category_of_one_level_is_half_of_a_type():
     split = torch.where((category == 0) & level, 6, category)
     levels = two_levels(z, split, 7)
     assert levels.problem == ""
-    assert levels.is_mixed.tolist() == [False] + [True] * 5 + [False]
-    agreement = (levels.of(z, split) == level).double().mean()
+    assert levels.group.tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert levels.is_mixed.all()
+    agreement = ((levels.of(z, split) > 0.5) == level).double().mean()
     assert max(agreement, 1 - agreement) > 0.99
 
 
-@pytest.mark.parametrize("case", ["none", "weak", "one type", "own direction", "other places", "other shares"])
+def test_levels_of_a_shift_that_is_larger_in_some_categories():
+    strength = torch.tensor([2.0, 1.5, 1.0, 1.0, 0.7, 0.0])
+    shift = torch.zeros(6, 8)
+    shift[:, 0] = 8.0 * strength
+    z, category, level = blobs(shift, is_placed=False)
+    for split in (category, torch.where((category == 0) & level, 6, category)):
+        levels = two_levels(z, split, 7)
+        assert levels.problem == ""
+        assert levels.is_mixed[:6].tolist() == [True] * 5 + [False]
+        assert levels.separation[:5].numpy() == pytest.approx(8 * strength[:5].numpy(), abs=1.2)
+        responds = category < 5
+        agreement = ((levels.of(z, split) > 0.5) == level)[responds].double().mean()
+        assert max(agreement, 1 - agreement) > 0.99
+
+
+@pytest.mark.parametrize("case", ["none", "weak", "one type", "own direction", "other shares"])
 def test_what_is_no_condition(case):
     shift, share = torch.zeros(6, 8), 0.5
     if case == "weak":
@@ -105,14 +122,14 @@ def test_what_is_no_condition(case):
         shift[:, 0] = 8.0
     if case == "other shares":
         share = torch.tensor([0.12, 0.88, 0.15, 0.85, 0.12, 0.88])
-    z, category, _ = blobs(shift, share=share, is_placed=case != "other places")
+    z, category, _ = blobs(shift, share=share)
     assert two_levels(z, category, 6).problem
 
 
 def test_one_category_with_few_cells_and_no_variation():
     levels = two_levels(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long), 2)
     assert levels.problem
-    assert levels.separation < MIN_SEPARATION
+    assert (levels.separation < MIN_SEPARATION).all()
 
 
 def test_a_committee_finds_the_treatment_and_nothing_without_it(treated, monkeypatch):
@@ -124,7 +141,10 @@ def test_a_committee_finds_the_treatment_and_nothing_without_it(treated, monkeyp
         condition = find_condition(x, no_batch(x), committee)
         assert (condition is not None) is expected
         if expected:
-            level = condition(x, no_batch(x)).numpy()
+            level_of, is_followed = condition
+            # Types are told apart anyway.
+            assert not is_followed
+            level = level_of(x, no_batch(x)).numpy()
             agreement = np.mean(level == (some.obs["treated"] == "yes"))
             assert max(agreement, 1 - agreement) > 0.98
 
@@ -244,7 +264,7 @@ def test_batches_are_a_condition_where_categories_follow_what_they_add(one_respo
     x, batch = torch.from_numpy(cpl.pp.log_normalize(one_responds.X)), torch.from_numpy(codes(one_responds))
     found = [find_condition(x, batch, fit_committee(x, k, batch, seed=0)) for k in (5, 6)]
     # With a category more than there are types, the one that responds is in two.
-    assert found == [None, its_batch]
+    assert found == [None, (its_batch, True)]
     assert find_condition(x, no_batch(x), fit_committee(x, 5, no_batch(x), seed=0)) is None
 
 

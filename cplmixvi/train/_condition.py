@@ -2,18 +2,18 @@
 
 A treatment, a donor or a technology shifts cells of all types in about the same direction. Where the shift is strong,
 a type that responds more than the others is split by it, though its halves are cells of one type. Such a shift can be
-told from a difference between types without labels: it cuts most categories in two, in about the same proportion, and
-one threshold cuts all of them.
+told from a difference between types without labels: it cuts most categories in two, in about the same proportion and in
+the same direction.
 
 Batches are such a condition where they change some types much more than others, so that categories follow them.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from sklearn.metrics import adjusted_mutual_info_score
@@ -21,79 +21,35 @@ from sklearn.metrics import adjusted_mutual_info_score
 from cplmixvi.augment import AcrossBatches, AcrossLevels, Augmenter
 from cplmixvi.module import CplMixVAE
 
-from ._gaussian import ridge_of
+from ._levels import Levels, two_levels
 from ._offsets import RESPONSE, one_hot, response, shifts
 from ._views import Opinion, batches_respond, fit_committee
 
 logger = logging.getLogger(__name__)
 
-#: Distance of the levels in standard deviations inside a level: so far apart that hardly a cell is in doubt.
-MIN_SEPARATION = 4.0
-#: Cells that a category needs to be looked at, and share of them that must be on either level for it to have both.
-MIN_CELLS, MIN_SHARE = 20, 0.1
-#: Categories that must have both levels: so many, and so much of all categories and of all cells.
-MIN_MIXED, MIN_MIXED_SHARE = 3, 0.5
-#: Members of a committee that must see the condition.
-MIN_SEEN = 0.5
-#: Cells on which a member must agree with the majority, and one threshold for all categories with one for each.
-MIN_AGREEMENT = 0.97
-#: Largest standard deviation of a level's place over categories, as a share of the way between levels.
-MAX_SPREAD = 0.1
-#: Largest standard deviation, over cells, of the proportion of levels in the cell's category.
-MAX_DEVIATION = 0.15
+#: Members of a committee that must see a condition, and those that must see the same one.
+MIN_SEEN, MIN_ALIKE = 0.6, 0.5
+#: Share of the cells of which a member is sure whose levels must be those of the majority, and how sure that is.
+_MIN_AGREEMENT, _SURE = 0.9, 0.95
+#: Cells on the rarer level of their type and batch, as a share of those on the rarer level of their type.
+_MIN_RARER = 0.5
+#: Answers of members from which all others begin once more, and agreement above which two answers are one.
+_N_ANSWERS, _ONE_ANSWER = 3, 0.9
 #: Cells and coordinates that are looked at: a shift of most cells needs no more.
 MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: Categories with which a condition is looked for where their number is not known, few enough that it does not cut all
 #: of them and enough to tell it from a type; and cells that each must have on average.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
-#: Adjusted mutual information with batches above which a member's categories follow them.
-_MIN_FOLLOWING = 0.02
-_N_STARTS = 6
-_N_ITERATIONS = 60
+#: Adjusted mutual information with batches, and with levels, above which a member's categories follow them.
+_MIN_FOLLOWING, _MIN_FOLLOWING_LEVELS = 0.02, 0.01
 
 
 #: Maps log values ``(n, n_genes)`` and codes of batches ``(n,)`` of cells to their levels in a condition, ``(n,)``.
 LevelOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Levels:
-    r"""Two levels of one shift inside given categories.
-
-    .. math::
-        z_n = \mu_{c_n} + h_n w + \varepsilon_n,\qquad \varepsilon\sim\mathcal N(0, \Sigma),\qquad
-        P(h_n = 1) = \rho_{c_n}
-
-    Attributes
-    ----------
-    axis
-        :math:`\Sigma^{-1}w`, ``(d,)``, in which the levels are :math:`D^2` apart.
-    separation
-        :math:`D = (w^\top\Sigma^{-1}w)^{1/2}`.
-    origin
-        Place of the lower level on the axis, in each category, ``(K,)``; in those without both levels that of all.
-    share
-        :math:`\rho`, ``(K,)``.
-    is_mixed
-        Which categories have both levels, ``(K,)``.
-    problem
-        Why this is no condition; empty if it is one.
-    """
-
-    axis: torch.Tensor
-    separation: float
-    origin: torch.Tensor
-    share: torch.Tensor
-    is_mixed: torch.Tensor
-    problem: str
-
-    def of(self, z: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
-        """Whether cells at ``z`` ``(n, d)`` of categories ``(n,)`` are on the upper level, ``(n,)``."""
-        return z.double() @ self.axis > self.origin[category] + 0.5 * self.separation**2
-
-
 class Condition:
-    """What most members of a committee see: the level of any cell, by their majority.
+    """What most members of a committee see: the level of any cell, by their votes.
 
     Parameters
     ----------
@@ -111,10 +67,19 @@ class Condition:
     def __call__(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Whether cells are on the upper level, ``(n,)``, for log values ``(n, n_genes)`` of batches ``(n,)``."""
         votes = [
-            levels.of(*_place(member, x, batch)) != is_turned
+            _vote(levels.of(*_place(member, x, batch))) * (-1 if is_turned else 1)
             for member, levels, is_turned in zip(self.members, self.levels, self.is_turned, strict=True)
         ]
-        return torch.stack(votes).double().mean(0) > 0.5
+        return torch.stack(votes).mean(0) > 0
+
+    def is_followed(self, x: torch.Tensor, batch: torch.Tensor) -> bool:
+        """Whether categories of most members follow it, among those that have both levels or are halves of such."""
+        n_following = 0
+        for member, levels in zip(self.members, self.levels, strict=True):
+            z, category = _place(member, x, batch)
+            inside = levels.is_mixed[category]
+            n_following += _shared(category[inside], levels.of(z, category)[inside] > 0.5) > _MIN_FOLLOWING_LEVELS
+        return n_following > 0.5 * len(self.members)
 
 
 def its_batch(x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -170,7 +135,7 @@ def crossing(
 
 
 @torch.no_grad()
-def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> LevelOf | None:
+def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> tuple[LevelOf, bool] | None:
     """Look for a condition that most members of a committee see alike.
 
     That is the batches themselves, if they change some types much more than others and the categories of most members
@@ -187,48 +152,106 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
 
     Returns
     -------
-    Callable or None
-        Tells levels: :func:`its_batch`, or a :class:`Condition`; `None` if fewer than half of the members see one and
-        agree with the majority on the cells' levels, or no batch has cells on both.
+    tuple or None
+        What tells levels, :func:`its_batch` or a :class:`Condition`, and whether categories of most members follow it;
+        `None` if fewer than six in ten of the members see one or fewer than half of them the same one, or if cells of
+        one type and batch have one level.
     """
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
-    if batches_respond(x, batch) and _follow(committee, x, batch):
-        return its_batch
-    return _find_levels(x, batch, committee)
+    if batches_respond(x, batch) and _follow_batches(committee, x, batch):
+        return its_batch, True
+    condition = _find_levels(x, batch, committee)
+    return None if condition is None else (condition, condition.is_followed(x, batch))
 
 
 @torch.no_grad()
 def _find_levels(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> Condition | None:
     """Levels that most members see alike, of a condition that no batch stands for; see :func:`find_condition`."""
-    members, found, votes = [], [], []
-    for member in committee:
-        place = _place(member, x, batch)
-        levels = two_levels(*place, len(member.order))
-        if not levels.problem:
-            members.append(member)
-            found.append(levels)
-            votes.append(levels.of(*place))
-    if not votes:
+    places = [(*_place(member, x, batch), len(member.order)) for member in committee]
+    found = _seen(places)
+    sees = [not levels.problem for levels in found]
+    if sum(sees) < MIN_SEEN * len(committee):
         return None
+    members, found, places = (list(itertools.compress(part, sees)) for part in (committee, found, places))
+    votes = torch.stack([_vote(levels.of(*place[:2])) for levels, place in zip(found, places, strict=True)])
     # Which level is the upper one is arbitrary.
-    is_turned = [float((vote == votes[0]).double().mean()) < 0.5 for vote in votes]
-    turned = torch.stack([vote != turn for vote, turn in zip(votes, is_turned, strict=True)])
-    majority = turned.double().mean(0) > 0.5
-    agree = [bool(share >= MIN_AGREEMENT) for share in (turned == majority).double().mean(1)]
-    # Levels of which every batch has one are the batches', and none of their cells has a counterpart.
-    shares = torch.stack([majority[batch == code].double().mean() for code in batch.unique()])
-    if sum(agree) < MIN_SEEN * len(committee) or (torch.minimum(shares, 1 - shares) < MIN_SHARE).all():
+    alike = votes @ votes.T
+    is_turned = alike[alike.abs().sum(1).argmax()] < 0
+    votes = torch.where(is_turned[:, None], -votes, votes)
+    majority = votes.mean(0) > 0
+    agree = [
+        bool(((vote > 0) == majority)[vote.abs() > 2 * _SURE - 1].double().mean() >= _MIN_AGREEMENT) for vote in votes
+    ]
+    if sum(agree) < MIN_ALIKE * len(committee):
         return None
-    return Condition(*(list(itertools.compress(part, agree)) for part in (members, found, is_turned)))
+    members, found, places, turns = (
+        list(itertools.compress(part, agree)) for part in (members, found, places, is_turned.tolist())
+    )
+    of_batches = [
+        _are_of_batches(levels, place[1], majority, batch) for levels, place in zip(found, places, strict=True)
+    ]
+    return None if sum(of_batches) > 0.5 * len(found) else Condition(members, found, turns)
 
 
-def _follow(committee: Sequence[Opinion], x: torch.Tensor, batch: torch.Tensor) -> bool:
+def _are_of_batches(levels: Levels, category: torch.Tensor, level: torch.Tensor, batch: torch.Tensor) -> bool:
+    """Whether cells of a batch and type have one level, so that none has a counterpart in its batch."""
+    inside = levels.is_mixed[category]
+    group, level, batch = levels.group[category][inside], level[inside].double(), batch[inside]
+
+    def rarer(of: torch.Tensor) -> float:
+        """Share of the cells that are not on the level of most cells with the same code."""
+        n_upper = torch.zeros(int(of.max()) + 1, dtype=torch.double).index_add_(0, of, level)
+        return float(torch.minimum(n_upper, torch.bincount(of) - n_upper).sum() / len(level))
+
+    return len(level) > 0 and rarer(group * (int(batch.max()) + 1) + batch) < _MIN_RARER * rarer(group)
+
+
+def _seen(places: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) -> list[Levels]:
+    """Levels in coordinates and categories of each member, who begin once more from answers of others."""
+    found = [two_levels(*place) for place in places]
+    votes = [_vote(levels.of(*place[:2])) for levels, place in zip(found, places, strict=True) if not levels.problem]
+    starts = [(answer + 1) / 2 for answer in _answers(votes)]
+    if not starts:
+        return found
+    again = [two_levels(*place, starts=starts) for place in places]
+    # What is likelier is better, but for a cut of one category only.
+    best = functools.partial(max, key=lambda levels: (not levels.problem, levels.log_likelihood))
+    return [best(both) for both in zip(found, again, strict=True)]
+
+
+def _answers(votes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Different ones of members' votes ``(n,)``, those first to which most others are close."""
+    if not votes:
+        return []
+    stacked = torch.stack(list(votes))
+    alike = (stacked @ stacked.T).abs() / stacked.shape[1]
+    left = torch.ones(len(votes), dtype=torch.bool)
+    answers: list[torch.Tensor] = []
+    while left.any() and len(answers) < _N_ANSWERS:
+        best = int(torch.where(left, alike.sum(1), -1.0).argmax())
+        answers.append(votes[best])
+        left &= alike[best] < _ONE_ANSWER
+        left[best] = False
+    return answers
+
+
+def _vote(probability: torch.Tensor) -> torch.Tensor:
+    """From -1, surely the lower level, to 1, surely the upper one."""
+    return 2 * probability - 1
+
+
+def _shared(category: torch.Tensor, level: torch.Tensor) -> float:
+    """Adjusted mutual information of categories and levels, each ``(n,)``."""
+    return adjusted_mutual_info_score(level.numpy(), category.numpy())
+
+
+def _follow_batches(committee: Sequence[Opinion], x: torch.Tensor, batch: torch.Tensor) -> bool:
     """Whether categories of most members follow batches, and differ along what batches add where they do."""
     centred, members = x - x.mean(0), one_hot(batch, int(batch.max()) + 1, x)
     n_following = 0
     for member in committee:
         posterior = member(x, batch)
-        if adjusted_mutual_info_score(batch.numpy(), posterior.argmax(1).numpy()) > _MIN_FOLLOWING:
+        if _shared(posterior.argmax(1), batch) > _MIN_FOLLOWING:
             offsets = shifts(centred, posterior, members)
             n_following += response(centred, posterior, members, offsets, member.projection.scale) > RESPONSE
     return n_following > 0.5 * len(committee)
@@ -237,96 +260,3 @@ def _follow(committee: Sequence[Opinion], x: torch.Tensor, batch: torch.Tensor) 
 def _place(member: Opinion, x: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading coordinates of cells in a member's projection, and their categories."""
     return member.projection(x, batch)[:, :MAX_DIMENSIONS], member(x, batch).argmax(1)
-
-
-def two_levels(z: torch.Tensor, category: torch.Tensor, n_categories: int) -> Levels:
-    """Fit :class:`Levels` by expectation maximisation from the main axes of the variation inside categories.
-
-    Parameters
-    ----------
-    z
-        Coordinates, ``(n, d)``.
-    category
-        ``(n,)``.
-    n_categories
-        ``K``.
-    """
-    z = z.double()
-    members = torch.nn.functional.one_hot(category, n_categories).double()
-    size = members.sum(0).clamp_min(1e-9)
-    centre = members.T @ z / size[:, None]
-    inside = z - centre[category]
-    total = inside.T @ inside / len(z) + ridge_of(z)
-    starts = torch.linalg.eigh(total)[1][:, -_N_STARTS:].T
-    fits = sorted(
-        (_maximise(inside, category, members, total, (inside @ start > 0).double()) for start in starts),
-        key=lambda fit: fit[0],
-    )
-    judged = [_judged(z, category, centre, size, *fit[1:]) for fit in reversed(fits)]
-    # A cut through one large category can be likelier than a condition that all categories have.
-    return next((levels for levels in judged if not levels.problem), judged[0])
-
-
-def _judged(
-    z: torch.Tensor,
-    category: torch.Tensor,
-    centre: torch.Tensor,
-    size: torch.Tensor,
-    separation: float,
-    axis: torch.Tensor,
-    share: torch.Tensor,
-) -> Levels:
-    """Whether a shift is a condition."""
-    place = centre @ axis - share * separation**2
-    is_mixed = (torch.minimum(share, 1 - share) >= MIN_SHARE) & (size >= MIN_CELLS)
-    weight = size * is_mixed / (size * is_mixed).sum().clamp_min(1e-9)
-    origin = torch.where(is_mixed, place, weight @ place)
-    levels = Levels(axis, separation, origin, share, is_mixed, "")
-    one_threshold = replace(levels, origin=(weight @ place).expand_as(origin))
-    looked_at = is_mixed[category]
-    agreement = (levels.of(z, category) == one_threshold.of(z, category))[looked_at].double().mean()
-    # A category of one level is half of a type that was split: it lies where a level lies.
-    upper = levels.of(centre, torch.arange(len(size)))
-    off = torch.where(is_mixed, place, centre @ axis - upper * separation**2) - weight @ place
-    spread = float((size @ off.square() / size.sum()).sqrt()) / max(separation**2, 1e-9)
-    deviation = float((weight @ (share - weight @ share).square()).sqrt())
-    n_large, n_mixed = int((size >= MIN_CELLS).sum()), int(is_mixed.sum())
-    problem = ""
-    if separation < MIN_SEPARATION:
-        problem = f"levels are {separation:.1f} standard deviations apart"
-    elif n_mixed < max(MIN_MIXED, MIN_MIXED_SHARE * n_large) or looked_at.double().mean() < MIN_MIXED_SHARE:
-        problem = f"{n_mixed} of {n_large} categories, with {looked_at.double().mean():.0%} of the cells, have both"
-    elif agreement < MIN_AGREEMENT:
-        problem = f"one threshold is right for {agreement:.0%} of the cells"
-    elif spread > MAX_SPREAD:
-        problem = f"levels of categories are off by {spread:.2f} of the way between levels"
-    elif deviation > MAX_DEVIATION:
-        problem = f"proportions deviate by {deviation:.2f}"
-    return replace(levels, problem=problem)
-
-
-def _maximise(
-    inside: torch.Tensor, category: torch.Tensor, members: torch.Tensor, total: torch.Tensor, level: torch.Tensor
-) -> tuple[float, float, torch.Tensor, torch.Tensor]:
-    """Log-likelihood, :math:`D`, the axis and the proportions, from levels ``(n,)``."""
-    size = members.sum(0).clamp_min(1e-9)
-    previous = -torch.inf
-    for iteration in range(_N_ITERATIONS):
-        share = members.T @ level / size
-        variance = (level.sum() - (size * share.square()).sum()).clamp_min(1e-9)
-        shift = (level - share[category]) @ inside / variance
-        within = total - variance / len(inside) * torch.outer(shift, shift) + ridge_of(inside)
-        factor = torch.linalg.cholesky(within)
-        axis = torch.cholesky_solve(shift[:, None], factor)[:, 0]
-        # Kept off 0 and 1, from which no step would lead away.
-        prior = ((share * size + 1) / (size + 2))[category]
-        lower = inside + share[category, None] * shift
-        log_odds = lower @ axis - 0.5 * (shift @ axis) + torch.logit(prior)
-        distance2 = torch.linalg.solve_triangular(factor, lower.T, upper=False).square().sum(0)
-        log_lower = torch.log1p(-prior) - 0.5 * distance2 - factor.diagonal().log().sum()
-        log_likelihood = float((log_lower + torch.nn.functional.softplus(log_odds)).mean())
-        level = torch.sigmoid(log_odds)
-        if iteration > 5 and log_likelihood - previous < 1e-5:
-            break
-        previous = log_likelihood
-    return log_likelihood, float((shift @ axis).clamp_min(0).sqrt()), axis, members.T @ level / size
