@@ -15,16 +15,16 @@ from cplmixvi.train._levels import MIN_SEPARATION, two_levels
 from cplmixvi.train._views import batches_respond, fit_committee, no_batch
 
 
-def treatment(of_one, of_others):
-    """Five types; in half of the cells a programme of genes is multiplied by so much, in one type and the others."""
-    adata = cpl.datasets.simulate(600, 120, 5, n_markers=8, marker_fold=4.0, mean_counts=3_000, seed=1)
+def treatment(*strength, n_obs=600, marker_fold=4.0, n_genes=15):
+    """Five types; in half of the cells a programme of genes is multiplied by so much, in one type after the other."""
+    adata = cpl.datasets.simulate(n_obs, 120, 5, n_markers=8, marker_fold=marker_fold, mean_counts=3_000, seed=1)
     generator = np.random.default_rng(0)
-    is_treated = generator.random(600) < 0.5
+    is_treated = generator.random(n_obs) < 0.5
     counts = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
-    strength = np.where(adata.obs["type"] == adata.obs["type"].iloc[0], of_one, of_others)
-    programme = generator.choice(120, 15, replace=False)
+    own_strength = np.asarray(strength)[adata.obs["type"].cat.codes]
+    programme = generator.choice(120, n_genes, replace=False)
     counts[np.ix_(is_treated, programme)] = generator.poisson(
-        (counts[:, programme].mean(0) + 0.3) * strength[is_treated, None]
+        (counts[:, programme].mean(0) + 0.3) * own_strength[is_treated, None]
     )
     adata.X = counts.astype(np.float32)
     adata.obs["treated"] = np.where(is_treated, "yes", "no")
@@ -34,13 +34,13 @@ def treatment(of_one, of_others):
 @pytest.fixture(scope="module")
 def treated():
     """A shift that is larger in one type."""
-    return treatment(12.0, 5.0)
+    return treatment(5.0, 5.0, 5.0, 12.0, 5.0)
 
 
 @pytest.fixture(scope="module")
 def one_responds():
     """A shift that only one type has."""
-    return treatment(30.0, 1.0)
+    return treatment(1.0, 1.0, 1.0, 30.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,26 @@ def test_types_do_not_follow_a_condition_that_nobody_named(treated, trained):
     assert "two levels of one shift" in str(trained.report())
     # Only while it trains are copies of both levels.
     assert isinstance(trained.module.augmenter, CountThinning)
+
+
+def test_types_do_not_follow_a_condition_that_changes_some_of_them_more():
+    adata = treatment(12.0, 12.0, 3.0, 3.0, 3.0, n_obs=1_000, marker_fold=2.5, n_genes=30)
+    scvi.settings.seed = 0
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_categories=5, n_hidden=32)
+    model.train(max_epochs=30, enable_progress_bar=False)
+    level = model.condition_ > 0
+    agreement = np.mean(level == (adata.obs["treated"] == "yes"))
+    assert max(agreement, 1 - agreement) > 0.98
+    # .74 if it is not looked for.
+    assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.9
+
+
+def test_few_cells_have_no_counterparts_to_compare_them_with():
+    adata = treatment(12.0, 12.0, 3.0, 3.0, 3.0, n_obs=1_000, marker_fold=2.5, n_genes=30)
+    x = torch.from_numpy(cpl.pp.log_normalize(adata.X))
+    committee = fit_committee(x, 5, no_batch(x), seed=0)
+    assert [find_condition(x[:n], no_batch(x[:n]), committee)[1] for n in (199, 1_000)] == [False, True]
 
 
 def test_the_levels_are_written_for_the_cells_they_are_of(treated, trained, tmp_path):

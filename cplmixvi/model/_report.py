@@ -94,7 +94,7 @@ class Report:
             )
         if self.condition is not None:
             lines.append(
-                f"Cells of all types have two levels of one shift ({self.condition:.0%} the upper one), as of a "
+                f"Cells of most types have two levels of one shift ({self.condition:.0%} the upper one), as of a "
                 "treatment or a technology; types do not follow it. See condition_."
             )
         lines += self.problems or ("No sign of collapse.",)

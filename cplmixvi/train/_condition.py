@@ -27,8 +27,8 @@ from ._views import Opinion, batches_respond, fit_committee
 
 logger = logging.getLogger(__name__)
 
-#: Members of a committee that must see a condition, and those that must see the same one.
-MIN_SEEN, MIN_ALIKE = 0.6, 0.5
+#: Members of a committee that must see the same condition.
+MIN_SEEN = 0.6
 #: Share of the cells of which a member is sure whose levels must be those of the majority, and how sure that is.
 _MIN_AGREEMENT, _SURE = 0.9, 0.95
 #: Cells on the rarer level of their type and batch, as a share of those on the rarer level of their type.
@@ -38,7 +38,7 @@ _N_ANSWERS, _ONE_ANSWER = 3, 0.9
 #: Cells and coordinates that are looked at: a shift of most cells needs no more.
 MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: Categories with which a condition is looked for where their number is not known, few enough that it does not cut all
-#: of them and enough to tell it from a type; and cells that each must have on average.
+#: of them and enough to tell it from a type; and cells that each must have on average, at each level where it is known.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
 #: Adjusted mutual information with batches, and with levels, above which a member's categories follow them.
 _MIN_FOLLOWING, _MIN_FOLLOWING_LEVELS = 0.02, 0.01
@@ -154,14 +154,15 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
     -------
     tuple or None
         What tells levels, :func:`its_batch` or a :class:`Condition`, and whether categories of most members follow it;
-        `None` if fewer than six in ten of the members see one or fewer than half of them the same one, or if cells of
-        one type and batch have one level.
+        `None` if fewer than six in ten of the members see the same one, or if cells of one type and batch have one
+        level. Fewer than 20 cells per category and level are not said to follow it: they have too few counterparts.
     """
+    has_counterparts = len(x) >= 2 * _CELLS_PER_CATEGORY * max((len(member.order) for member in committee), default=1)
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     if batches_respond(x, batch) and _follow_batches(committee, x, batch):
         return its_batch, True
     condition = _find_levels(x, batch, committee)
-    return None if condition is None else (condition, condition.is_followed(x, batch))
+    return None if condition is None else (condition, has_counterparts and condition.is_followed(x, batch))
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def _find_levels(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opini
     agree = [
         bool(((vote > 0) == majority)[vote.abs() > 2 * _SURE - 1].double().mean() >= _MIN_AGREEMENT) for vote in votes
     ]
-    if sum(agree) < MIN_ALIKE * len(committee):
+    if sum(agree) < MIN_SEEN * len(committee):
         return None
     members, found, places, turns = (
         list(itertools.compress(part, agree)) for part in (members, found, places, is_turned.tolist())

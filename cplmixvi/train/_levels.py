@@ -18,7 +18,7 @@ _MIN_CELLS, _MIN_SHARE = 20, 0.1
 #: Categories that must have both levels: so many, and so much of all categories and of all cells.
 _MIN_MIXED, _MIN_MIXED_SHARE = 3, 0.5
 #: Cosine of what a category's levels differ by with the common shift, mean over those that have both.
-_MIN_COSINE = 0.85
+_MIN_COSINE = 0.75
 #: Largest standard deviation, over cells, of the proportion of levels in the cell's category.
 _MAX_DEVIATION = 0.15
 #: Cosine with the shift of the difference of two categories that are the halves of a type.
@@ -117,8 +117,11 @@ def two_levels(
     fits.sort(key=lambda levels: -levels.log_likelihood)
     # A cut through one large category can be likelier than a condition that all categories have.
     for levels in fits:
-        joined = _with_twins_joined(z, category, levels)
-        for candidate in (joined, levels):
+        tried = [levels]
+        # The shift is better known with each pair of twins, and leads to others.
+        while (joined := _with_twins_joined(z, category, tried[-1])) is not None:
+            tried.append(joined)
+        for candidate in reversed(tried):
             if not candidate.problem:
                 return candidate
     return fits[0]
@@ -199,6 +202,9 @@ def _problem(
     is_one = levels.group == torch.arange(len(size))
     mixed = levels.is_mixed & is_one
     n_large, n_mixed = int(((size >= _MIN_CELLS) & is_one).sum()), int(mixed.sum())
+    n_joined = int((torch.bincount(levels.group, minlength=len(size)) > 1).sum())
+    if n_joined and n_mixed < n_joined + max(_MIN_MIXED, n_joined):
+        return f"{n_joined} of {n_mixed} categories with both levels are two that were joined"
     part = size * mixed / (size * mixed).sum().clamp_min(1e-9)
     cells, separation = float((size * mixed).sum() / size.sum()), float(part @ levels.separation)
     if n_mixed < max(_MIN_MIXED, _MIN_MIXED_SHARE * n_large) or cells < _MIN_MIXED_SHARE:
@@ -221,13 +227,14 @@ def _problem(
     return f"proportions deviate by {deviation:.2f}" if deviation > _MAX_DEVIATION else ""
 
 
-def _with_twins_joined(z: torch.Tensor, category: torch.Tensor, levels: Levels) -> Levels:
-    """Levels with categories joined that seem to be the two halves of a type; as they are if there are none."""
+def _with_twins_joined(z: torch.Tensor, category: torch.Tensor, levels: Levels) -> Levels | None:
+    """Levels with categories joined that seem to be the two halves of a type; `None` if there are none."""
     members = torch.nn.functional.one_hot(category, len(levels.group)).double()
     size = members.sum(0)
     centre = levels.whiten(members.T @ z / size.clamp_min(1e-9)[:, None])
     direction = torch.nn.functional.normalize(levels.whiten(levels.shift[None])[0], dim=0)
-    single = torch.nonzero((size >= _MIN_CELLS) & ~levels.is_mixed).view(-1).tolist()
+    is_alone = torch.bincount(levels.group, minlength=len(size))[levels.group] == 1
+    single = torch.nonzero((size >= _MIN_CELLS) & ~levels.is_mixed & is_alone).view(-1).tolist()
     pairs = []
     for first, second in itertools.combinations(single, 2):
         between = centre[second] - centre[first]
@@ -241,4 +248,4 @@ def _with_twins_joined(z: torch.Tensor, category: torch.Tensor, levels: Levels) 
             taken |= {first, second}
             group[second] = first
             level[category == first], level[category == second] = float(not second_is_upper), float(second_is_upper)
-    return _fit(z, category, group, level) if taken else levels
+    return _fit(z, category, group, level) if taken else None

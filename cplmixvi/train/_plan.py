@@ -63,10 +63,11 @@ class CplMixPlan(TrainingPlan):
         Share of the epochs in which decoders and states see categories drawn from the guide, before they see the arms'
         own.
     find_condition
-        Whether a warm start looks for a condition that shifts cells of all types in the same way, and keeps the types
-        from following it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`. Batches that
-        change some types much more than others are such a condition as well: types are then looked for in the mean of
-        cells and their counterparts, see :class:`~cplmixvi.augment.AcrossBatches`.
+        Whether a warm start looks for a condition that shifts cells of most types in the same direction, and keeps the
+        types from following it if they would: copies are then of both levels, see
+        :class:`~cplmixvi.augment.AcrossLevels`. Batches that change some types much more than others are such a
+        condition as well: types are then looked for in the mean of cells and their counterparts, see
+        :class:`~cplmixvi.augment.AcrossBatches`.
     fit_halves
         Whether a warm start also makes fits to halves of the data, without which confidence is too high.
     begin
