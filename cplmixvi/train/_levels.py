@@ -47,6 +47,8 @@ class Levels:
         :math:`a`, ``(K,)``.
     offset
         Logarithmic odds of the upper level of a cell of each category at the origin, ``(K,)``.
+    middle
+        Where the axis passes the mean of each category, ``(K,)``.
     share
         :math:`\rho`, ``(K,)``.
     is_mixed
@@ -63,6 +65,7 @@ class Levels:
     factor: torch.Tensor
     strength: torch.Tensor
     offset: torch.Tensor
+    middle: torch.Tensor
     share: torch.Tensor
     is_mixed: torch.Tensor
     group: torch.Tensor
@@ -84,8 +87,15 @@ class Levels:
         return torch.linalg.solve_triangular(self.factor, rows.double().T, upper=False).T
 
     def of(self, z: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
-        """Probability that cells at ``z`` ``(n, d)`` of categories ``(n,)`` are on the upper level, ``(n,)``."""
-        return torch.sigmoid(self.strength[category] * (z.double() @ self.axis) + self.offset[category])
+        """Probability that cells at ``z`` ``(n, d)`` of categories ``(n,)`` are on the upper level, ``(n,)``.
+
+        Cells of a category without both levels are on either side of its middle and never sure: they may not have the
+        shift at all, and then cells of the same category, not of another, are to be compared with them.
+        """
+        place = z.double() @ self.axis
+        log_odds = self.strength[category] * place + self.offset[category]
+        unsure = (place - self.middle[category]) / (self.shift @ self.axis).clamp_min(1e-9).sqrt()
+        return torch.sigmoid(torch.where(self.is_mixed[category], log_odds, unsure))
 
 
 def two_levels(
@@ -173,7 +183,8 @@ def _fit(z: torch.Tensor, category: torch.Tensor, group: torch.Tensor, level: to
             break
         previous = log_likelihood
     centre = members.T @ z / size.clamp_min(1e-9)[:, None]
-    offset = strength * (strength * length2 * (share - 0.5) - centre @ axis) + torch.logit(prior)
+    middle = centre @ axis
+    offset = strength * (strength * length2 * (share - 0.5) - middle) + torch.logit(prior)
     share = members.T @ level / size.clamp_min(1e-9)
     is_mixed = (torch.minimum(share, 1 - share) >= _MIN_SHARE) & (size >= _MIN_CELLS)
     levels = Levels(
@@ -181,6 +192,7 @@ def _fit(z: torch.Tensor, category: torch.Tensor, group: torch.Tensor, level: to
         factor=factor,
         strength=strength[group],
         offset=offset[group],
+        middle=middle[group],
         share=share[group],
         is_mixed=is_mixed[group],
         group=group,
