@@ -40,8 +40,8 @@ MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: Categories with which a condition is looked for where their number is not known, few enough that it does not cut all
 #: of them and enough to tell it from a type; and cells that each must have on average, at each level where it is known.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
-#: Adjusted mutual information with batches, and with levels, above which a member's categories follow them.
-_MIN_FOLLOWING, _MIN_FOLLOWING_LEVELS = 0.02, 0.01
+#: Adjusted mutual information with batches above which a member's categories follow them.
+_MIN_FOLLOWING = 0.02
 
 
 #: Maps log values ``(n, n_genes)`` and codes of batches ``(n,)`` of cells to their levels in a condition, ``(n,)``.
@@ -71,15 +71,6 @@ class Condition:
             for member, levels, is_turned in zip(self.members, self.levels, self.is_turned, strict=True)
         ]
         return torch.stack(votes).mean(0) > 0
-
-    def is_followed(self, x: torch.Tensor, batch: torch.Tensor) -> bool:
-        """Whether categories of most members follow it, among those that have both levels or are halves of such."""
-        n_following = 0
-        for member, levels in zip(self.members, self.levels, strict=True):
-            z, category = _place(member, x, batch)
-            inside = levels.is_mixed[category]
-            n_following += _shared(category[inside], levels.of(z, category)[inside] > 0.5) > _MIN_FOLLOWING_LEVELS
-        return n_following > 0.5 * len(self.members)
 
 
 def its_batch(x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -130,12 +121,12 @@ def crossing(
     condition = _find_levels(x[:MAX_CELLS], batch[:MAX_CELLS], committee)
     if condition is None:
         return None
-    logger.info("A condition shifts cells of all types alike: its levels are not counted as categories.")
+    logger.info("A condition shifts cells of most types alike: its levels are not counted as categories.")
     return AcrossLevels(condition(x, batch).long().numpy())
 
 
 @torch.no_grad()
-def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> tuple[LevelOf, bool] | None:
+def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> LevelOf | None:
     """Look for a condition that most members of a committee see alike.
 
     That is the batches themselves, if they change some types much more than others and the categories of most members
@@ -152,17 +143,16 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
 
     Returns
     -------
-    tuple or None
-        What tells levels, :func:`its_batch` or a :class:`Condition`, and whether categories of most members follow it;
-        `None` if fewer than six in ten of the members see the same one, or if cells of one type and batch have one
-        level. Fewer than 20 cells per category and level are not said to follow it: they have too few counterparts.
+    Callable or None
+        Tells levels: :func:`its_batch`, or a :class:`Condition`; `None` if fewer than six in ten of the members see the
+        same one, if cells of one type and batch have one level, or if there are fewer than 20 cells per category and
+        level, of which too few are counterparts of each other.
     """
-    has_counterparts = len(x) >= 2 * _CELLS_PER_CATEGORY * max((len(member.order) for member in committee), default=1)
+    is_small = len(x) < 2 * _CELLS_PER_CATEGORY * max((len(member.order) for member in committee), default=0)
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
-    if batches_respond(x, batch) and _follow_batches(committee, x, batch):
-        return its_batch, True
-    condition = _find_levels(x, batch, committee)
-    return None if condition is None else (condition, has_counterparts and condition.is_followed(x, batch))
+    if batches_respond(x, batch) and _follow(committee, x, batch):
+        return its_batch
+    return None if is_small else _find_levels(x, batch, committee)
 
 
 @torch.no_grad()
@@ -241,18 +231,13 @@ def _vote(probability: torch.Tensor) -> torch.Tensor:
     return 2 * probability - 1
 
 
-def _shared(category: torch.Tensor, level: torch.Tensor) -> float:
-    """Adjusted mutual information of categories and levels, each ``(n,)``."""
-    return adjusted_mutual_info_score(level.numpy(), category.numpy())
-
-
-def _follow_batches(committee: Sequence[Opinion], x: torch.Tensor, batch: torch.Tensor) -> bool:
+def _follow(committee: Sequence[Opinion], x: torch.Tensor, batch: torch.Tensor) -> bool:
     """Whether categories of most members follow batches, and differ along what batches add where they do."""
     centred, members = x - x.mean(0), one_hot(batch, int(batch.max()) + 1, x)
     n_following = 0
     for member in committee:
         posterior = member(x, batch)
-        if _shared(posterior.argmax(1), batch) > _MIN_FOLLOWING:
+        if adjusted_mutual_info_score(batch.numpy(), posterior.argmax(1).numpy()) > _MIN_FOLLOWING:
             offsets = shifts(centred, posterior, members)
             n_following += response(centred, posterior, members, offsets, member.projection.scale) > RESPONSE
     return n_following > 0.5 * len(committee)
