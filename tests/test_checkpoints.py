@@ -107,7 +107,7 @@ class TestResume:
 
     def test_a_condition_that_was_found_stays_found(self, make_counts, tmp_path, monkeypatch):
         monkeypatch.setattr(
-            _guide, "find_condition", lambda x, *_: lambda values, _batch: values[:, 0] > x[:, 0].mean()
+            _guide, "find_condition", lambda x, *_, **__: lambda values, _batch: values[:, 0] > x[:, 0].mean()
         )
         training = {"max_epochs": 4, "batch_size": 40, "warm_start": True}
         whole = make(make_counts)
@@ -120,13 +120,13 @@ class TestResume:
         np.testing.assert_array_equal(whole.condition_, resumed.condition_)
 
     def test_batches_that_are_compared_stay_so(self, make_counts, tmp_path, monkeypatch):
-        monkeypatch.setattr(_guide, "find_condition", lambda *_: its_batch)
+        monkeypatch.setattr(_guide, "find_condition", lambda *_, **__: its_batch)
         training = {"max_epochs": 4, "batch_size": 40, "warm_start": True}
         whole = make(make_counts)
         whole.train(**QUIET, **training)
         crashed(make(make_counts), tmp_path / "run", 10, checkpoint_every=1, **training)
         # Nothing is found anew.
-        monkeypatch.setattr(_guide, "find_condition", lambda *_: pytest.fail("looked for again"))
+        monkeypatch.setattr(_guide, "find_condition", lambda *_, **__: pytest.fail("looked for again"))
         resumed = make(make_counts)
         resumed.train(resume=tmp_path / "run", **QUIET)
         assert_same(whole, resumed)

@@ -8,8 +8,8 @@ import torch
 import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.augment import AcrossBatches, AcrossLevels, Cells, CountThinning, Neighbours
+from cplmixvi.train import _condition, _views
 from cplmixvi.train import _plan as plan
-from cplmixvi.train import _views
 from cplmixvi.train._condition import find_condition, its_batch
 from cplmixvi.train._levels import MIN_SEPARATION, two_levels
 from cplmixvi.train._views import batches_respond, fit_committee, no_batch
@@ -166,6 +166,24 @@ def test_types_do_not_follow_a_condition_that_changes_some_of_them_more():
     assert max(agreement, 1 - agreement) > 0.98
     # .74 if it is not looked for.
     assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.9
+
+
+def test_what_many_categories_do_not_see_is_looked_for_with_eight(monkeypatch):
+    adata = treatment(5.0, 5.0, 5.0, 12.0, 5.0)
+    x = torch.from_numpy(cpl.pp.log_normalize(adata.X))
+    batch, looked_at, find = no_batch(x), [], _condition._find_levels
+
+    def blind_with_many(x, batch, committee):
+        looked_at.append(len(committee[0].order))
+        return find(x, batch, committee) if looked_at[-1] < 10 else None
+
+    monkeypatch.setattr(_condition, "_find_levels", blind_with_many)
+    committee = fit_committee(x, 10, batch, seed=0)
+    agreement = np.mean(find_condition(x, batch, committee)(x, batch).numpy() == (adata.obs["treated"] == "yes"))
+    assert max(agreement, 1 - agreement) > 0.98
+    # All types are known: with fewer categories than these, types would be cut.
+    assert find_condition(x, batch, committee, n_known=10) is None
+    assert looked_at == [10, 8, 10]
 
 
 def test_few_cells_have_no_counterparts_to_compare_them_with():

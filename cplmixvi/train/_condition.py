@@ -37,8 +37,8 @@ _MIN_RARER = 0.5
 _N_ANSWERS, _ONE_ANSWER = 3, 0.9
 #: Cells and coordinates that are looked at: a shift of most cells needs no more.
 MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
-#: Categories with which a condition is looked for where their number is not known, few enough that it does not cut all
-#: of them and enough to tell it from a type; and cells that each must have on average, at each level where it is known.
+#: Categories with which a condition is looked for where their number is not known, or all of them follow it: few enough
+#: that it does not cut all of them and enough to tell it from a type; and cells that each must have on average.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
 #: Adjusted mutual information with batches above which a member's categories follow them.
 _MIN_FOLLOWING = 0.02
@@ -110,15 +110,13 @@ def crossing(
         Of the batches, if these change some types much more than others, or of what was found; `None` if there is no
         condition, fewer than 160 cells to look at, or the augmenter names a condition or replaces cells.
     """
-    n_categories = max(_FEW_CATEGORIES, n_known)
-    if len(values) < _CELLS_PER_CATEGORY * n_categories or not may_cross(module.augmenter):
+    if len(values) < _CELLS_PER_CATEGORY * max(_FEW_CATEGORIES, n_known) or not may_cross(module.augmenter):
         return None
     x = module.encoder_input(values.to(module.device)).cpu()
     if batches_respond(x, batch):
         logger.info("Batches change some types much more than others: types are looked for across batches.")
         return AcrossBatches(batch.numpy())
-    committee = fit_committee(x[:MAX_CELLS], n_categories, batch[:MAX_CELLS], seed=seed, plain_seeds=True)
-    condition = _find_levels(x[:MAX_CELLS], batch[:MAX_CELLS], committee)
+    condition = _find_with_few(x, batch, n_known, seed)
     if condition is None:
         return None
     logger.info("A condition shifts cells of most types alike: its levels are not counted as categories.")
@@ -126,11 +124,14 @@ def crossing(
 
 
 @torch.no_grad()
-def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> LevelOf | None:
+def find_condition(
+    x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion], *, n_known: int = 0, seed: int = 0
+) -> LevelOf | None:
     """Look for a condition that most members of a committee see alike.
 
     That is the batches themselves, if they change some types much more than others and the categories of most members
-    follow them along what they add.
+    follow them along what they add. Where all categories follow a strong condition, none has both of its levels: if
+    there are more than eight, a second committee with eight is asked.
 
     Parameters
     ----------
@@ -140,6 +141,10 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
         Codes, ``(n,)``.
     committee
         Each with a projection and categories of its own, fitted to cells of its own.
+    n_known
+        Number of categories that there are at least.
+    seed
+        Source of all randomness.
 
     Returns
     -------
@@ -148,11 +153,24 @@ def find_condition(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opi
         same one, if cells of one type and batch have one level, or if there are fewer than 20 cells per category and
         level, of which too few are counterparts of each other.
     """
-    is_small = len(x) < 2 * _CELLS_PER_CATEGORY * max((len(member.order) for member in committee), default=0)
+    n_categories = max((len(member.order) for member in committee), default=0)
+    is_small = len(x) < 2 * _CELLS_PER_CATEGORY * n_categories
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     if batches_respond(x, batch) and _follow(committee, x, batch):
         return its_batch
-    return None if is_small else _find_levels(x, batch, committee)
+    if is_small:
+        return None
+    condition = _find_levels(x, batch, committee)
+    if condition is None and n_categories > max(_FEW_CATEGORIES, n_known):
+        condition = _find_with_few(x, batch, n_known, seed)
+    return condition
+
+
+def _find_with_few(x: torch.Tensor, batch: torch.Tensor, n_known: int, seed: int) -> Condition | None:
+    """Levels that most members of a committee with eight categories see alike, or as many as are known."""
+    x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
+    committee = fit_committee(x, max(_FEW_CATEGORIES, n_known), batch, seed=seed, plain_seeds=True)
+    return _find_levels(x, batch, committee)
 
 
 @torch.no_grad()

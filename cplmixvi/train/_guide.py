@@ -100,10 +100,11 @@ def fit_guide(
     del raw
     options = {"known": known, "start": start, "seed": seed}
     committee = fit_committee(values, module.n_categories, codes, **options)
-    condition = None if adopt is None else find_condition(values, codes, committee)
-    if condition is not None:
-        adopt(condition)
-        return fit_guide(module, batches, max_cells, begin=begin)
+    if adopt is not None:
+        condition = find_condition(values, codes, committee, n_known=module.n_labels, seed=seed)
+        if condition is not None:
+            adopt(condition)
+            return fit_guide(module, batches, max_cells, begin=begin)
     begin = None if begin is None or rows is None else _found_in(rows.numpy(), *begin)
     return fit_views(values, module.n_categories, batch=codes, committee=committee, begin=begin, **options).eval()
 
