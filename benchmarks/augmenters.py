@@ -60,9 +60,9 @@ class Shared:
         torch.manual_seed(self.key[1])
         conditions = []
 
-        def noted(condition) -> None:
+        def noted(condition, is_followed) -> None:
             conditions.append(condition)
-            adopt(condition)
+            adopt(condition, is_followed)
 
         guide = self.kept.get(self.key) or self.fit_guide(module, batches, adopt=adopt and noted, **options)
         if not conditions:

@@ -105,10 +105,12 @@ class TestResume:
         assert_same(whole, resumed)
         assert resumed.n_categories == whole.n_categories
 
-    def test_a_condition_that_was_found_stays_found(self, make_counts, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            _guide, "find_condition", lambda x, *_, **__: lambda values, _batch: values[:, 0] > x[:, 0].mean()
-        )
+    @pytest.mark.parametrize("is_followed", [True, False])
+    def test_a_condition_that_was_found_stays_found(self, make_counts, tmp_path, monkeypatch, is_followed):
+        def found(x, *_, **__):
+            return (lambda values, _batch: values[:, 0] > x[:, 0].mean()), is_followed
+
+        monkeypatch.setattr(_guide, "find_condition", found)
         training = {"max_epochs": 4, "batch_size": 40, "warm_start": True}
         whole = make(make_counts)
         whole.train(**QUIET, **training)
@@ -118,9 +120,11 @@ class TestResume:
         resumed.train(resume=tmp_path / "run", **QUIET)
         assert_same(whole, resumed)
         np.testing.assert_array_equal(whole.condition_, resumed.condition_)
+        # Only levels that types would follow are compared.
+        assert resumed.trainer.lightning_module.crosses is is_followed
 
     def test_batches_that_are_compared_stay_so(self, make_counts, tmp_path, monkeypatch):
-        monkeypatch.setattr(_guide, "find_condition", lambda *_, **__: its_batch)
+        monkeypatch.setattr(_guide, "find_condition", lambda *_, **__: (its_batch, True))
         training = {"max_epochs": 4, "batch_size": 40, "warm_start": True}
         whole = make(make_counts)
         whole.train(**QUIET, **training)

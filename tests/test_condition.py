@@ -141,7 +141,10 @@ def test_a_committee_finds_the_treatment_and_nothing_without_it(treated, monkeyp
         condition = find_condition(x, no_batch(x), committee)
         assert (condition is not None) is expected
         if expected:
-            level = condition(x, no_batch(x)).numpy()
+            level_of, is_followed = condition
+            # Types are told apart anyway.
+            assert not is_followed
+            level = level_of(x, no_batch(x)).numpy()
             agreement = np.mean(level == (some.obs["treated"] == "yes"))
             assert max(agreement, 1 - agreement) > 0.98
 
@@ -179,7 +182,9 @@ def test_what_many_categories_do_not_see_is_looked_for_with_eight(monkeypatch):
 
     monkeypatch.setattr(_condition, "_find_levels", blind_with_many)
     committee = fit_committee(x, 10, batch, seed=0)
-    agreement = np.mean(find_condition(x, batch, committee)(x, batch).numpy() == (adata.obs["treated"] == "yes"))
+    level_of, is_followed = find_condition(x, batch, committee)
+    assert is_followed
+    agreement = np.mean(level_of(x, batch).numpy() == (adata.obs["treated"] == "yes"))
     assert max(agreement, 1 - agreement) > 0.98
     # All types are known: with fewer categories than these, types would be cut.
     assert find_condition(x, batch, committee, n_known=10) is None
@@ -300,7 +305,7 @@ def test_batches_are_a_condition_where_categories_follow_what_they_add(one_respo
     x, batch = torch.from_numpy(cpl.pp.log_normalize(one_responds.X)), torch.from_numpy(codes(one_responds))
     found = [find_condition(x, batch, fit_committee(x, k, batch, seed=0)) for k in (5, 6)]
     # With a category more than there are types, the one that responds is in two.
-    assert found == [None, its_batch]
+    assert found == [None, (its_batch, True)]
     assert find_condition(x, no_batch(x), fit_committee(x, 5, no_batch(x), seed=0)) is None
 
 

@@ -294,8 +294,8 @@ class CplMixVI(
             arms in any case: without a warm start, the cross-entropy of labelled cells is added to the objective.
         find_condition
             Whether a warm start searches for a condition that no column of ``obs`` has: two levels of one shift shared
-            by most types, such as a treatment. If there is one, copies of a cell are of both levels, so that types do
-            not follow it; see :attr:`condition_`. Batches that change some types much more than others are such a
+            by most types, such as a treatment; see :attr:`condition_`. If types would follow it, copies of a cell are
+            of both levels, so that they do not. Batches that change some types much more than others are such a
             condition, too. Not of images, or if ``augment`` has a condition or replaces cells.
         plan_kwargs
             Keyword arguments of :class:`cplmixvi.train.CplMixPlan`.

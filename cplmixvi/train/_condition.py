@@ -40,8 +40,8 @@ MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: Categories with which a condition is looked for where their number is not known, or all of them follow it: few enough
 #: that it does not cut all of them and enough to tell it from a type; and cells that each must have on average.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
-#: Adjusted mutual information with batches above which a member's categories follow them.
-_MIN_FOLLOWING = 0.02
+#: Adjusted mutual information with batches, and with levels, above which a member's categories follow them.
+_MIN_FOLLOWING, _MIN_FOLLOWING_LEVELS = 0.02, 0.01
 
 
 #: Maps log values ``(n, n_genes)`` and codes of batches ``(n,)`` of cells to their levels in a condition, ``(n,)``.
@@ -71,6 +71,16 @@ class Condition:
             for member, levels, is_turned in zip(self.members, self.levels, self.is_turned, strict=True)
         ]
         return torch.stack(votes).mean(0) > 0
+
+    def is_followed(self, x: torch.Tensor, batch: torch.Tensor) -> bool:
+        """Whether categories of most members follow it, among those that have both levels or are halves of such."""
+        n_following = 0
+        for member, levels in zip(self.members, self.levels, strict=True):
+            z, category = _place(member, x, batch)
+            inside = levels.is_mixed[category]
+            level = levels.of(z, category)[inside] > 0.5
+            n_following += adjusted_mutual_info_score(level.numpy(), category[inside].numpy()) > _MIN_FOLLOWING_LEVELS
+        return n_following > 0.5 * len(self.members)
 
 
 def its_batch(x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -126,7 +136,7 @@ def crossing(
 @torch.no_grad()
 def find_condition(
     x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion], *, n_known: int = 0, seed: int = 0
-) -> LevelOf | None:
+) -> tuple[LevelOf, bool] | None:
     """Look for a condition that most members of a committee see alike.
 
     That is the batches themselves, if they change some types much more than others and the categories of most members
@@ -148,22 +158,26 @@ def find_condition(
 
     Returns
     -------
-    Callable or None
-        Tells levels: :func:`its_batch`, or a :class:`Condition`; `None` if fewer than six in ten of the members see the
-        same one, if cells of one type and batch have one level, or if there are fewer than 20 cells per category and
-        level, of which too few are counterparts of each other.
+    tuple or None
+        What tells levels, :func:`its_batch` or a :class:`Condition`, and whether categories of most members follow it;
+        `None` if fewer than six in ten of the members see the same one, if cells of one type and batch have one level,
+        or if there are fewer than 20 cells per category and level, of which too few are counterparts of each other.
     """
     n_categories = max((len(member.order) for member in committee), default=0)
     is_small = len(x) < 2 * _CELLS_PER_CATEGORY * n_categories
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
     if batches_respond(x, batch) and _follow(committee, x, batch):
-        return its_batch
+        return its_batch, True
     if is_small:
         return None
     condition = _find_levels(x, batch, committee)
-    if condition is None and n_categories > max(_FEW_CATEGORIES, n_known):
-        condition = _find_with_few(x, batch, n_known, seed)
-    return condition
+    if condition is not None:
+        return condition, condition.is_followed(x, batch)
+    if n_categories <= max(_FEW_CATEGORIES, n_known):
+        return None
+    condition = _find_with_few(x, batch, n_known, seed)
+    # As all of more categories follow it: none had both levels.
+    return None if condition is None else (condition, True)
 
 
 def _find_with_few(x: torch.Tensor, batch: torch.Tensor, n_known: int, seed: int) -> Condition | None:

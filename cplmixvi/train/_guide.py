@@ -51,7 +51,7 @@ def fit_guide(
     module: CplMixVAE,
     batches: Iterable[dict[str, torch.Tensor]],
     max_cells: int = MAX_CELLS,
-    adopt: Callable[[LevelOf], None] | None = None,
+    adopt: Callable[[LevelOf, bool], None] | None = None,
     begin: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ViewConsensus:
     """Fit an answer to all views of the training cells, and a committee that votes on its certainty.
@@ -69,8 +69,9 @@ def fit_guide(
     max_cells
         Stop reading here, but for cells of labels that were on few cells so far.
     adopt
-        What is to be done with the levels of a condition that types should not follow, if one is found
-        (:func:`~cplmixvi.train._condition.find_condition`); cells are read anew afterwards. `None`: do not look for it.
+        What is to be done with the levels of a condition, if one is found, and whether categories follow it
+        (:func:`~cplmixvi.train._condition.find_condition`); if they do, which they should not, cells are read anew
+        afterwards. `None`: do not look for it.
     begin
         Rows of some cells in their AnnData, ``(n,)``, and probabilities of their categories, ``(n, K)``, if they are
         known before: the answer is what these lead to, if 20 cells per category are among those that are read.
@@ -103,8 +104,9 @@ def fit_guide(
     if adopt is not None:
         condition = find_condition(values, codes, committee, n_known=module.n_labels, seed=seed)
         if condition is not None:
-            adopt(condition)
-            return fit_guide(module, batches, max_cells, begin=begin)
+            adopt(*condition)
+            if condition[1]:
+                return fit_guide(module, batches, max_cells, begin=begin)
     begin = None if begin is None or rows is None else _found_in(rows.numpy(), *begin)
     return fit_views(values, module.n_categories, batch=codes, committee=committee, begin=begin, **options).eval()
 

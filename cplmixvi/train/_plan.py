@@ -63,10 +63,11 @@ class CplMixPlan(TrainingPlan):
         Share of the epochs in which decoders and states see categories drawn from the guide, before they see the arms'
         own.
     find_condition
-        Whether a warm start looks for a condition that shifts cells of most types alike, and keeps the types
-        from following it: copies are then of both levels, see :class:`~cplmixvi.augment.AcrossLevels`. Batches that
-        change some types much more than others are such a condition as well: types are then looked for in the mean of
-        cells and their counterparts, see :class:`~cplmixvi.augment.AcrossBatches`.
+        Whether a warm start looks for a condition that shifts cells of most types in the same direction, and keeps the
+        types from following it if they would: copies are then of both levels, see
+        :class:`~cplmixvi.augment.AcrossLevels`. Batches that change some types much more than others are such a
+        condition as well: types are then looked for in the mean of cells and their counterparts, see
+        :class:`~cplmixvi.augment.AcrossBatches`.
     fit_halves
         Whether a warm start also makes fits to halves of the data, without which confidence is too high.
     begin
@@ -80,6 +81,8 @@ class CplMixPlan(TrainingPlan):
     level
         Level of each cell in the condition that was found, ``(n_obs,)``, -1 for cells outside the training set; `None`
         if no condition was found.
+    crosses
+        Whether types would follow that condition, so that copies are of both levels.
     compared
         Batch of each cell, likewise, where batches are compared; `None` if they are not.
     half_fits
@@ -107,6 +110,7 @@ class CplMixPlan(TrainingPlan):
         self.warm_start, self.guided_fraction = warm_start, guided_fraction
         self.find_condition, self.fit_halves, self.begin = find_condition, fit_halves, begin
         self.level: np.ndarray | None = None
+        self.crosses = False
         self.compared: np.ndarray | None = None
         self.half_fits: HalfFits | None = None
         # In lists, because torch would take them for parts of the plan.
@@ -205,11 +209,11 @@ class CplMixPlan(TrainingPlan):
         if n_processes() > 1:
             mine = None
             if self._guide:
-                found = self.level, self.compared, self.half_fits
+                found = self.level, self.crosses, self.compared, self.half_fits
                 mine = [found, guide_state(self._guide[0].guide), self.module.state_dict()]
             found, state, weights = same_everywhere(mine)
             if process_index() > 0:
-                self.level, self.compared, self.half_fits = found
+                self.level, self.crosses, self.compared, self.half_fits = found
                 if self._cross():
                     cells = training_cells(self.trainer.datamodule, self.module.on_counts)
                     self.module.augmenter.prepare(cells, self.device)
@@ -236,8 +240,8 @@ class CplMixPlan(TrainingPlan):
             return False
         return True
 
-    def _adopt(self, level_of: LevelOf) -> None:
-        """Find the level of every training cell in a condition, which types do not follow from now on."""
+    def _adopt(self, level_of: LevelOf, is_followed: bool) -> None:
+        """Find the level of every training cell in a condition, which types do not follow from now on if they did."""
         datamodule = self.trainer.datamodule
         cells = training_cells(datamodule, self.module.on_counts)
         found = np.full(cells.adata.n_obs, -1, dtype=np.int16)
@@ -248,19 +252,19 @@ class CplMixPlan(TrainingPlan):
             self.compared = found
             logger.info("Batches change some types much more than others: types are looked for across batches.")
         else:
-            self.level = found.astype(np.int8)
+            self.level, self.crosses = found.astype(np.int8), is_followed
             upper = self.level[cells.rows].mean()
             logger.info(
                 "A condition shifts cells of most types alike (%.0f%% of them): types do not follow it.", 100 * upper
             )
-        self._cross()
-        self.module.augmenter.prepare(cells, self.device)
+        if self._cross():
+            self.module.augmenter.prepare(cells, self.device)
 
     def _cross(self) -> bool:
         """Let cells have counterparts at the other levels of a condition, if there is one, until the training ends."""
         if self.compared is not None:
             across = AcrossBatches(np.maximum(self.compared, 0))
-        elif self.level is not None:
+        elif self.level is not None and self.crosses:
             across = AcrossLevels(np.maximum(self.level, 0))
         else:
             return False
@@ -340,6 +344,7 @@ class CplMixPlan(TrainingPlan):
         checkpoint["plan"] = {
             "guide": [guide.state() for guide in self._guide],
             "level": self.level,
+            "crosses": self.crosses,
             "compared": self.compared,
             "half_fits": None if self.half_fits is None else vars(self.half_fits),
             "n_rollbacks": self._last_good.n_rollbacks,
@@ -349,8 +354,8 @@ class CplMixPlan(TrainingPlan):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restore what :meth:`on_save_checkpoint` added."""
         state = checkpoint["plan"]
-        # Checkpoints of earlier versions know of no batches that are compared.
-        self.level, self.compared = state["level"], state.get("compared")
+        # Checkpoints of earlier versions know of no batches that are compared, and of no levels that are not.
+        self.level, self.crosses, self.compared = state["level"], state.get("crosses", True), state.get("compared")
         self._cross()
         self.half_fits = None if state["half_fits"] is None else HalfFits(**state["half_fits"])
         self._guide = [GuideAnswers.of(guide, self.module) for guide in state["guide"]]
