@@ -38,7 +38,8 @@ _N_ANSWERS, _ONE_ANSWER = 3, 0.9
 #: Cells and coordinates that are looked at: a shift of most cells needs no more.
 MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: Categories with which a condition is looked for where their number is not known, or all of them follow it: few enough
-#: that it does not cut all of them and enough to tell it from a type; and cells that each must have on average.
+#: that it does not cut all of them and enough to tell it from a type; and cells that each must have on average
+#: at each level.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
 #: Adjusted mutual information with batches, and with levels, above which a member's categories follow them.
 _MIN_FOLLOWING, _MIN_FOLLOWING_LEVELS = 0.02, 0.01
@@ -118,9 +119,9 @@ def crossing(
     -------
     AcrossLevels or None
         Of the batches, if these change some types much more than others, or of what was found; `None` if there is no
-        condition, fewer than 160 cells to look at, or the augmenter names a condition or replaces cells.
+        condition, fewer than 320 cells to look at, or the augmenter names a condition or replaces cells.
     """
-    if len(values) < _CELLS_PER_CATEGORY * max(_FEW_CATEGORIES, n_known) or not may_cross(module.augmenter):
+    if len(values) < 2 * _CELLS_PER_CATEGORY * max(_FEW_CATEGORIES, n_known) or not may_cross(module.augmenter):
         return None
     x = module.encoder_input(values.to(module.device)).cpu()
     if batches_respond(x, batch):
