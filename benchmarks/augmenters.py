@@ -25,6 +25,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import _lines
 import numpy as np
 import pandas as pd
 
@@ -280,7 +281,7 @@ def main() -> None:
         path, run, scores, title = RESULTS / "augmenters.jsonl", run_types, SCORES + STATES, "Augmenters"
     else:
         path, run, scores, title = RESULTS / "augmenter_copies.jsonl", run_copies, COPIES, "Augmenters: copies"
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    runs = _lines.read(path)
     done = {(entry["data"], entry["augmenter"], entry["seed"]) for entry in runs}
     shared = Shared()
     wanted = [(d, a, s) for d in options.data for s in options.seeds for a in options.augmenters]
@@ -291,8 +292,7 @@ def main() -> None:
         scored = {key: round(float(value), 4) for key, value in scored.items() if np.isfinite(value)}
         entry = {"data": data, "augmenter": augmenter, "seed": seed, **scored}
         runs.append(entry)
-        with path.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        _lines.add(path, entry)
         print(json.dumps(entry), flush=True)
     if runs:
         render(runs, path.with_suffix(".md"), scores, title)

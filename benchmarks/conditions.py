@@ -18,12 +18,12 @@ import sys
 sys.path.append(sys.path.pop(0))
 
 import argparse
-import json
 import os
 import time
 import warnings
 from pathlib import Path
 
+import _lines
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "conditions.jsonl")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    runs = _lines.read(options.out)
     keys = [*SETTING, "variant", "seed"]
     done = {tuple(entry[key] for key in keys) for entry in runs}
     setting = (options.fold, options.spread, options.cells, options.epochs)
@@ -166,8 +166,7 @@ def main() -> None:
                 if (name, *setting, variant, seed) in done:
                     continue
                 runs.append(run(name, variant, seed, *setting))
-                with options.out.open("a") as stream:
-                    stream.write(json.dumps(runs[-1]) + "\n")
+                _lines.add(options.out, runs[-1])
                 print(*runs[-1].values(), flush=True)
     if runs:
         render(runs, options.out.with_suffix(".md"))

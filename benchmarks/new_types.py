@@ -17,11 +17,11 @@ import sys
 sys.path.append(sys.path.pop(0))
 
 import argparse
-import json
 import os
 import warnings
 from pathlib import Path
 
+import _lines
 import numpy as np
 import pandas as pd
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "new_types.jsonl")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    runs = _lines.read(options.out)
     done = {(entry["data"], entry["left_out"], entry["seed"]) for entry in runs}
     for name in options.data:
         for seed in range(options.seeds):
@@ -140,8 +140,7 @@ def main() -> None:
                 if (name, left_out, seed) in done:
                     continue
                 runs.append(run(name, left_out, seed))
-                with options.out.open("a") as stream:
-                    stream.write(json.dumps(runs[-1]) + "\n")
+                _lines.add(options.out, runs[-1])
                 print(*runs[-1].values(), flush=True)
     if runs:
         render(runs, options.out.with_suffix(".md"))

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import _lines
 import numpy as np
 
 for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -336,7 +337,7 @@ def main() -> None:
     if options.here:
         print(json.dumps(measure(options.cases[0], options.names[0])))
         return
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = _lines.read(options.out)
     done = {(row["case"], row["name"]) for row in rows}
     for case in [] if options.render else options.cases or CASES:
         usual = CASES[case][: CASES[case].index("|")] if "|" in CASES[case] else CASES[case]
@@ -349,8 +350,7 @@ def main() -> None:
                 print(f"{case} {name}: failed", file=sys.stderr)
                 continue
             rows.append(json.loads(answer.stdout.splitlines()[-1]))
-            with options.out.open("a") as stream:
-                stream.write(json.dumps(rows[-1]) + "\n")
+            _lines.add(options.out, rows[-1])
             print(rows[-1], flush=True)
     if rows:
         render(rows, options.out.with_suffix(".md"))

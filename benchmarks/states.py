@@ -13,12 +13,12 @@ import sys
 sys.path.append(sys.path.pop(0))
 
 import argparse
-import json
 import logging
 import os
 import warnings
 from pathlib import Path
 
+import _lines
 import numpy as np
 import pandas as pd
 
@@ -145,14 +145,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.ERROR)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    runs = _lines.read(options.out)
     done = {(entry["data"], entry["variant"], entry["seed"]) for entry in runs}
     wanted = [(d, v, s) for s in range(options.seeds) for v in options.variants for d in options.data]
     wanted = [key for key in wanted if key[0] in ONLY.get(key[1], DATA)]
     for key in [] if options.render else [key for key in wanted if key not in done]:
         runs.append(run_held_out(*key) if options.held_out else run(*key))
-        with options.out.open("a") as stream:
-            stream.write(json.dumps(runs[-1]) + "\n")
+        _lines.add(options.out, runs[-1])
         print(*key, {k: round(v, 3) for k, v in runs[-1].items() if isinstance(v, float)}, flush=True)
     if runs and options.held_out:
         table = pd.DataFrame(runs).round(3).drop(columns="seed")

@@ -21,6 +21,7 @@ import time
 import warnings
 from pathlib import Path
 
+import _lines
 import numpy as np
 import pandas as pd
 
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write the tables from the runs that are there")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    runs = _lines.read(options.out)
     done = {(entry["data"], entry["method"], entry["seed"]) for entry in runs}
     wanted = [(d, m, s) for d in options.data for s in range(options.seeds) for m in options.methods]
     for key in [] if options.render else wanted:
@@ -164,8 +165,7 @@ def main() -> None:
             continue
         result["seed_ari"] = seed_ari(result)
         runs.append(result)
-        with options.out.open("a") as stream:
-            stream.write(json.dumps(result) + "\n")
+        _lines.add(options.out, result)
         shown = " ".join(f"{name} {result.get(name, np.nan):.3f}" for name in ("accuracy", "nmi", "ari", "seconds"))
         print(*key, shown, flush=True)
     if runs:

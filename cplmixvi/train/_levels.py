@@ -82,6 +82,11 @@ class Levels:
         r"""Distance of the levels in standard deviations, :math:`a_c (w^\top\Sigma^{-1}w)^{1/2}`, ``(K,)``."""
         return self.strength * (self.shift @ self.axis).clamp_min(0).sqrt()
 
+    @property
+    def direction(self) -> torch.Tensor:
+        """Unit vector of the shift where coordinates vary by one inside a level, ``(d,)``."""
+        return torch.nn.functional.normalize(self.whiten(self.shift[None])[0], dim=0)
+
     def whiten(self, rows: torch.Tensor) -> torch.Tensor:
         r"""Rows :math:`L^{-1}x`, ``(n, d)``, whose coordinates vary by one inside a level."""
         return torch.linalg.solve_triangular(self.factor, rows.double().T, upper=False).T
@@ -103,8 +108,8 @@ def two_levels(
 ) -> Levels:
     """Fit :class:`Levels` by expectation maximisation: the likeliest that are a condition, or those closest to one.
 
-    Categories without both levels that differ from each other as levels do are taken for halves of a type, if there is
-    no condition without that.
+    Categories without both levels that differ from each other as levels do are taken for halves of a type, unless there
+    is a condition only without that.
 
     Parameters
     ----------
@@ -120,8 +125,8 @@ def two_levels(
     """
     z = z.double()
     group = torch.arange(n_categories)
-    inside, total = _inside(z, category, n_categories)
     if starts is None:
+        inside, total = _inside(z, category, n_categories)
         starts = [(inside @ axis > 0).double() for axis in torch.linalg.eigh(total)[1][:, -_N_STARTS:].T]
     fits = [_fit(z, category, group, start) for start in starts]
     fits.sort(key=lambda levels: -levels.log_likelihood)
@@ -226,7 +231,7 @@ def _problem(
     # In the metric of what varies inside the levels of each category, whatever these differ by.
     differences = difference / weight.clamp_min(1e-9)[:, None]
     its_own = replace(levels, factor=torch.linalg.cholesky(total - difference.T @ differences / size.sum()))
-    direction = torch.nn.functional.normalize(its_own.whiten(levels.shift[None])[0], dim=0)
+    direction = its_own.direction
     differences = its_own.whiten(differences)
     along = differences @ direction
     # What differences of few cells have of noise is taken off.
@@ -244,7 +249,7 @@ def _with_twins_joined(z: torch.Tensor, category: torch.Tensor, levels: Levels) 
     members = torch.nn.functional.one_hot(category, len(levels.group)).double()
     size = members.sum(0)
     centre = levels.whiten(members.T @ z / size.clamp_min(1e-9)[:, None])
-    direction = torch.nn.functional.normalize(levels.whiten(levels.shift[None])[0], dim=0)
+    direction = levels.direction
     is_alone = torch.bincount(levels.group, minlength=len(size))[levels.group] == 1
     single = torch.nonzero((size >= _MIN_CELLS) & ~levels.is_mixed & is_alone).view(-1).tolist()
     pairs = []
