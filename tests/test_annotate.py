@@ -247,3 +247,14 @@ def test_values_may_be_elsewhere_but_of_the_same_cells(fitted, annotated):
         assert list(empty.obs[name]) == list(annotated.obs[name])
     with pytest.raises(ValueError, match="values_of has other cells"):
         cpl.tl.annotate(adata[::-1].copy(), model, values_of=adata)
+
+
+def test_a_column_of_the_users_is_not_taken_for_a_condition_of_ours(annotated, fitted):
+    _, model = fitted
+    assert not annotated.uns["cplmixvi"]["has_condition"]
+    annotated.obs["cplmixvi_condition"] = "mine"
+    with pytest.raises(ValueError, match=r"obs\['cplmixvi_condition'\] exist already"):
+        cpl.tl.annotate(annotated, model)
+    assert (annotated.obs["cplmixvi_condition"] == "mine").all()
+    cpl.tl.annotate(annotated, model, overwrite=True)
+    assert annotated.uns["cplmixvi"]["n_categories"] == 8

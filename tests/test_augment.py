@@ -22,6 +22,20 @@ def test_thinned_copies_are_counts_with_binomial_moments(counts):
     assert torch.allclose(copies.var(0).sum(), expected.sum(), rtol=0.02)
 
 
+def test_large_counts_are_thinned_as_small_ones_are_and_take_no_more_memory(monkeypatch):
+    counts = torch.tensor([0.0, 3, 63, 64, 200, 5_000]).repeat(500, 1)
+    copies = torch.stack([augment.CountThinning(0.3)(counts) for _ in range(20)]).view(-1, 6)
+    expected = counts[0]
+    assert torch.allclose(copies.mean(0), 0.3 * expected, rtol=0.02)
+    assert torch.allclose(copies.var(0), 0.21 * expected, rtol=0.06)
+    looked_at = []
+    searched = torch.Tensor.__le__
+    monkeypatch.setattr(torch.Tensor, "__le__", lambda a, b: looked_at.append(a.numel()) or searched(a, b))
+    augment.CountThinning(0.3)(torch.full((100, 100), 500.0))
+    # Distribution functions, of which a large count has none.
+    assert sum(looked_at) < 10_000
+
+
 def test_thinning_keeps_everything_at_one_and_draws_afresh_below(counts):
     assert torch.equal(augment.CountThinning(1.0)(counts), counts)
     assert augment.CountThinning(np.float32(0.5)).keep == (0.5, 0.5)

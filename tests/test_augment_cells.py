@@ -12,6 +12,7 @@ from scipy import sparse
 import cplmixvi as cpl
 from cplmixvi import augment
 from cplmixvi._constants import CELL_KEY, COPIES_KEY
+from cplmixvi.augment._across import _mutual
 from cplmixvi.augment._cells import CellStore
 from cplmixvi.augment._partners import Partners, as_pairs
 
@@ -247,3 +248,34 @@ def test_numbers_of_neighbours_must_be_whole(make, n_neighbors):
 def test_one_way_of_comparing_cells_is_enough():
     with pytest.raises(ValueError, match="give one"):
         augment.Neighbours(use_rep="X_pca", graph="connectivities")
+
+
+def test_images_of_several_conditions_are_seen_in_their_normal_form_in_each(make_counts):
+    adata = make_counts(n_obs=80, n_vars=64, n_batches=1)
+    adata.obs["site"] = np.where(np.arange(80) % 2, "a", "b")
+    adata.X = (adata.X.toarray() > 1).astype(np.float32)
+    both = augment.resolve("across=site+affine", "bernoulli")
+    both.build(64, "bernoulli", 1.0)
+    both.prepare(as_cells(adata), "cpu")
+    x = torch.from_numpy(adata.X)
+    torch.manual_seed(0)
+    seen = both.neutral(x, minibatch(range(80)))
+    torch.manual_seed(0)
+    across, affine = both.augmenters
+    expected = [affine.normal_form(values) for values in across.neutral(x, minibatch(range(80)))]
+    assert len(expected) == 2
+    torch.testing.assert_close(seen, torch.stack(expected))
+
+
+def test_pairs_of_many_conditions_are_each_among_the_nearest_of_the_other():
+    rng = np.random.default_rng(0)
+    points, condition = rng.normal(size=(60, 4)), np.arange(60) % 5
+    members = [np.flatnonzero(condition == code) for code in range(5)]
+    found = _mutual(points, members, 3).toarray() > 0
+    distance = np.linalg.norm(points[:, None] - points, axis=-1)
+    nearest = np.zeros((60, 60), dtype=bool)
+    for inside in members:
+        near = inside[np.argsort(distance[:, inside], axis=1)[:, :3]]
+        nearest[np.arange(60)[:, None], near] = True
+    nearest &= condition[:, None] != condition
+    np.testing.assert_array_equal(found, nearest & nearest.T)

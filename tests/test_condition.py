@@ -171,14 +171,15 @@ def test_types_do_not_follow_a_condition_that_changes_some_of_them_more():
     assert cpl.metrics.ari(adata.obs["type"], model.predict()) > 0.9
 
 
-def test_what_many_categories_do_not_see_is_looked_for_with_eight(monkeypatch):
+@pytest.mark.parametrize(("blind_from", "looked_at"), [(9, [10, 8]), (8, [10, 8, 5])])
+def test_what_many_categories_do_not_see_is_looked_for_with_fewer(monkeypatch, blind_from, looked_at):
     adata = treatment(5.0, 5.0, 5.0, 12.0, 5.0)
     x = torch.from_numpy(cpl.pp.log_normalize(adata.X))
-    batch, looked_at, find = no_batch(x), [], _condition._find_levels
+    batch, tried, find = no_batch(x), [], _condition._find_levels
 
-    def blind_with_many(x, batch, committee):
-        looked_at.append(len(committee[0].order))
-        return find(x, batch, committee) if looked_at[-1] < 10 else None
+    def blind_with_many(x, batch, committee, min_seen=0.6):
+        tried.append(len(committee[0].order))
+        return find(x, batch, committee, min_seen) if tried[-1] < blind_from else None
 
     monkeypatch.setattr(_condition, "_find_levels", blind_with_many)
     committee = fit_committee(x, 10, batch, seed=0)
@@ -186,9 +187,12 @@ def test_what_many_categories_do_not_see_is_looked_for_with_eight(monkeypatch):
     assert is_followed
     agreement = np.mean(level_of(x, batch).numpy() == (adata.obs["treated"] == "yes"))
     assert max(agreement, 1 - agreement) > 0.98
+    assert tried == looked_at
     # All types are known: with fewer categories than these, types would be cut.
-    assert find_condition(x, batch, committee, n_known=10) is None
-    assert looked_at == [10, 8, 10]
+    for n_known, others in ((10, []), (6, [8])):
+        tried.clear()
+        find_condition(x, batch, committee, n_known=n_known)
+        assert tried == [10, *others]
 
 
 def test_few_cells_have_no_counterparts_to_compare_them_with():
@@ -337,3 +341,26 @@ def test_batches_that_types_respond_to_do_not_count_as_types(one_responds, batch
     assert model.select_n_categories([5, 6], seed=0).n_categories == 5
     # Counterparts are known while they are needed.
     assert all(getattr(part, "partners", None) is None for part in model.module.augmenter.modules())
+
+
+def test_a_condition_that_is_a_covariate_is_compared_across_but_copies_are_of_the_cells_own(treated):
+    adata = treated.copy()
+    cpl.CplMixVI.setup_anndata(adata, categorical_covariate_keys=["treated"])
+    model = cpl.CplMixVI(adata, n_categories=5, n_hidden=16)
+    model.train(max_epochs=3, enable_progress_bar=False)
+    level = (adata.obs["treated"] == "yes").to_numpy()
+    assert max((model.condition_ == level).mean(), (model.condition_ != level).mean()) > 0.95
+    trained = model.trainer.lightning_module
+    if trained.crosses:
+        assert trained.compared is not None
+    assert cpl.metrics.nmi(adata.obs["treated"], model.predict()) < 0.05
+
+
+def test_levels_of_a_group_are_told_from_levels_in_it():
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randint(2, (400,), generator=generator)
+    group = torch.randint(3, (400,), generator=generator)
+    assert not _condition.are_of_groups(level, group)
+    assert _condition.are_of_groups(level, level)
+    almost = torch.where(torch.arange(400) % 50 == 0, 1 - level, level)
+    assert _condition.are_of_groups(level, almost)

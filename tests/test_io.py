@@ -194,31 +194,74 @@ class TestWholeFolder:
         assert (path / "ours").read_text() == "after"
         assert [item.name for item in tmp_path.iterdir()] == ["there"]
 
-    @pytest.mark.parametrize("when", ["writing", "moving"])
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=str)
-    def test_on_failure_all_is_as_it_was(self, tmp_path, monkeypatch, when, error):
+    @pytest.mark.parametrize("after", [False, True])
+    @pytest.mark.parametrize("move", range(6))
+    def test_on_failure_all_is_as_it_was(self, tmp_path, monkeypatch, move, after, error):
+        """Whichever file is moved, before or after it was; ``move`` 0 is while files are written."""
         path = tmp_path / "there"
         path.mkdir()
-        (path / "ours").write_text("before")
-        (path / "theirs").write_text("before")
-        replace = os.replace
+        before = {"ours": "before", "old": "before", "theirs": "before"}
+        for name, text in before.items():
+            (path / name).write_text(text)
+        replace, n_moves = os.replace, 0
 
         def fail(source, target):
-            if str(target) == str(path) and str(source).endswith("new"):
+            nonlocal n_moves
+            n_moves += 1
+            if after or n_moves != move:
+                replace(source, target)
+            if n_moves == move:
                 raise error
-            replace(source, target)
 
         with pytest.raises(OSError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
-            with io.whole_folder(path, {"ours"}) as folder:
-                (folder / "ours").write_text("after")
-                if when == "writing":
+            with io.whole_folder(path, {"ours", "old", "fresh"}) as folder:
+                for name in ("ours", "fresh"):
+                    (folder / name).write_text("after")
+                if move == 0:
                     raise error
                 monkeypatch.setattr(os, "replace", fail)
-        if isinstance(error, OSError):
+            # Two files go aside and two come.
+            assert n_moves == 4
+            raise error
+        if isinstance(error, OSError) and move < 5:
             assert caught.match("check space and permissions")
             assert caught.value.errno == 28
-        assert {item.name: item.read_text() for item in path.iterdir()} == {"ours": "before", "theirs": "before"}
+        after_all = {"ours": "after", "fresh": "after", "theirs": "before"}
+        assert {item.name: item.read_text() for item in path.iterdir()} == (before if move < 5 else after_all)
         assert [item.name for item in tmp_path.iterdir()] == ["there"]
+
+    def test_a_folder_that_somebody_works_in_stays(self, tmp_path, monkeypatch):
+        path = tmp_path / "there"
+        path.mkdir()
+        monkeypatch.chdir(path)
+        with io.whole_folder(path, {"ours"}) as folder:
+            (folder / "ours").write_text("after")
+        assert os.path.samefile(os.getcwd(), path)
+        assert os.listdir() == ["ours"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("move", [1, 2])
+def test_a_store_is_replaced_or_stays(tmp_path, monkeypatch, move, after):
+    store, scratch = tmp_path / "a.zarr", tmp_path / "scratch"
+    for folder, text in ((store, "before"), (scratch / "a.zarr", "after")):
+        folder.mkdir(parents=True)
+        (folder / "data").write_text(text)
+    replace, n_moves = os.replace, 0
+
+    def fail(source, target):
+        nonlocal n_moves
+        n_moves += 1
+        if after or n_moves != move:
+            replace(source, target)
+        if n_moves == move:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(SystemExit):
+        io.swap(scratch / "a.zarr", store, aside=scratch / "old")
+    assert (store / "data").read_text() == ("after" if (move, after) == (2, True) else "before")
 
 
 def test_older_versions_are_migrated_step_by_step(tmp_path, monkeypatch):

@@ -204,3 +204,17 @@ class TestOrderCategories:
         as_result(planted, ["0"] * 120)
         with pytest.raises(ValueError, match="1 categories with cells, at least 2"):
             cpl.tl.order_categories(planted)
+
+
+def test_scaled_values_have_no_fold_changes(make_counts):
+    adata = make_counts()
+    adata.obs["cplmixvi"] = pd.Categorical(adata.obs["type"].astype(str))
+    adata.uns["cplmixvi"] = {
+        "origin": "cplmixvi",
+        "categories": np.array(sorted(adata.obs["type"].astype(str).unique())),
+    }
+    adata.layers["logs"] = cpl.pp.log_normalize(adata.X)
+    adata.X = adata.layers["logs"].toarray() - adata.layers["logs"].toarray().mean(0)
+    with pytest.raises(ValueError, match="X has negative values.*layer="):
+        cpl.tl.rank_genes(adata, n_genes=3)
+    assert np.isfinite(cpl.tl.rank_genes(adata, n_genes=3, layer="logs")["log2_fold_change"]).all()

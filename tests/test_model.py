@@ -201,6 +201,7 @@ def test_size_factors_of_any_unit_give_the_same_fit(adata, unit):
         ({"train_size": 0}, "train_size=0 must be"),
         ({"train_size": 1.5}, "train_size=1.5 must be"),
         ({"train_size": 1, "early_stopping": True}, "lower train_size"),
+        ({"checkpoint_dir": __file__}, "is a file; name a folder"),
     ],
     ids=str,
 )
@@ -214,10 +215,13 @@ def test_trainings_that_cannot_be_are_refused_before_the_start(adata, monkeypatc
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("n_hidden", value) for value in (0, 2.5)),
+        *(("n_hidden", value) for value in (0, 2.5, True)),
         ("n_layers", 0),
         *(("temperature", value) for value in (0, -1, np.nan)),
         ("beta", -1),
+        *(("dual_rate", value) for value in (-1.0, np.nan)),
+        ("variance_momentum", 5.0),
+        ("hard", "no"),
         ("dropout_rate", 1),
         ("guide_epsilon", -1),
         ("target_library", -5.0),

@@ -40,7 +40,7 @@ class TestState:
             member = (adata.obs["cplmixvi"] == name).to_numpy()
             assert (len(others), len(own)) == ((~member).sum(), member.sum())
             np.testing.assert_allclose(np.sort(own[:, 0]), np.sort(adata.obsm["X_cplmixvi"][member, 0]))
-        assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["batch0", "batch1"]
+        assert [text.get_text() for text in axes[0].figure.legends[0].get_texts()] == ["batch0", "batch1"]
 
     def test_numbers_get_a_bar_and_types_can_be_chosen(self, walked):
         axes = pl.state(walked[0], color="depth", categories=["2"])
@@ -86,8 +86,12 @@ def test_colours_are_those_that_scanpy_has_drawn(walked):
     adata = walked[0].copy()
     adata.obs["batch"] = adata.obs["batch"].astype("category")
     adata.uns["batch_colors"] = ["#ff0000", "#0000ff"]
-    for ax in (pl.state(adata, color="batch")[-1], pl.state_histograms(adata, color="batch")):
-        assert {to_hex(handle.get_color()) for handle in ax.get_legend().legend_handles} == {"#ff0000", "#0000ff"}
+    legends = (
+        pl.state(adata, color="batch")[0].figure.legends[0],
+        pl.state_histograms(adata, color="batch").get_legend(),
+    )
+    for legend in legends:
+        assert {to_hex(handle.get_color()) for handle in legend.legend_handles} == {"#ff0000", "#0000ff"}
     drawn = {
         to_hex(colour) for points in pl.states(adata, color="batch").collections for colour in points.get_facecolor()
     }
@@ -168,3 +172,39 @@ class TestStateGenes:
         genes, names = ticks(ax.xaxis), ticks(ax.yaxis)
         i = int(np.flatnonzero((entry["category"] == "1") & (entry["dimension"] == 2) & (entry["rank"] == 1))[0])
         assert values[names.index("1"), genes.index(entry["gene"][i])] == pytest.approx(entry["correlation"][i])
+
+
+@pytest.mark.parametrize("n_values", [14, 60])
+def test_a_legend_of_many_values_is_whole_and_takes_no_room_from_the_panels(walked, n_values):
+    adata = walked[0].copy()
+    names = [f"CD4-positive, alpha-beta T cell, kind {i}" for i in range(n_values)]
+    adata.obs["kind"] = pd.Categorical([names[i % n_values] for i in range(adata.n_obs)], categories=names)
+    axes = pl.state(adata, color="kind")
+    figure = axes[0].figure
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert len(figure.legends[0].get_texts()) == n_values
+    # The ends of the names are what tells them apart.
+    assert len({text.get_text() for text in figure.legends[0].get_texts()}) == n_values
+    assert whole.x0 <= legend.x0
+    assert legend.x1 <= whole.x1
+    assert whole.y0 <= legend.y0
+    assert legend.y1 <= whole.y1
+    width = axes[0].get_window_extent().width / figure.dpi
+    plain = pl.state(adata)[0]
+    plain.figure.canvas.draw()
+    assert width > 0.7 * plain.get_window_extent().width / plain.figure.dpi
+
+
+def test_cells_without_a_number_are_grey_and_not_left_out(walked):
+    adata = walked[0].copy()
+    adata.obs["some"] = np.where(np.arange(adata.n_obs) % 2, np.nan, 1.0 * np.arange(adata.n_obs))
+    assert sum(len(points.get_offsets()) for points in pl.states(adata, color="some").collections) == adata.n_obs
+    own = [ax.collections[1].get_facecolor() for ax in pl.state(adata, color="some")]
+    assert sum(np.isclose(colours[:, :3], 0.8).all(1).sum() for colours in own) == adata.n_obs // 2
+    adata.obs["none"] = np.nan
+    for draw in (pl.states, pl.state):
+        with pytest.raises(ValueError, match="color='none' has no number for any cell"):
+            draw(adata, color="none")

@@ -312,3 +312,19 @@ def test_the_hash_is_that_of_values_and_genes(monkeypatch):
     other[3, 4] += 1
     for different in ((other, genes), (dense[::-1], genes), (dense, genes[::-1]), (dense[:, :-1], genes[:-1])):
         assert pp.input_hash(*different) != digest
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "not finite"), (-1, "negative"), (0.5, "fraction")])
+def test_genes_are_not_chosen_by_values_that_are_none(make_counts, value, message):
+    adata = make_counts()
+    counts = adata.X.toarray().astype(np.float32)
+    counts[5, 7] = value
+    adata.X = counts
+    with pytest.raises(ValueError, match=f"{message}.*gene|gene.*{message}"):
+        pp.select_genes(adata, 5)
+
+
+@pytest.mark.parametrize("n_top", [2.5, True, "5", 0])
+def test_numbers_of_genes_are_whole(make_counts, n_top):
+    with pytest.raises(ValueError, match="whole number of at least 1 gene"):
+        pp.select_genes(make_counts(), n_top)

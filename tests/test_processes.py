@@ -54,7 +54,7 @@ def test_two_processes_train_as_one_does(folder, distance):
     one, first, second = (np.load(folder / f"{distance}_{name}.npz") for name in ("0_of_1", "0_of_2", "1_of_2"))
     assert len(one["losses"]) == len(first["losses"]) == 52
     # The losses fall by far more than that.
-    assert one["losses"][0] > 1.05 * one["losses"][-1]
+    assert one["losses"][0] > 1.03 * one["losses"][-1]
     np.testing.assert_allclose(first["losses"], one["losses"], rtol=1e-4)
     assert adjusted_rand_score(one["labels"], first["labels"]) >= 0.99
     # Each process had the other half of every minibatch.

@@ -103,3 +103,19 @@ def test_names_do_not_replace_what_belongs_to_the_result(adata, name):
     adata.obs["confidence"] = adata.obs["cell_type"]
     with pytest.raises(ValueError, match="choose another column"):
         cpl.tl.map_to_reference(adata, "confidence")
+
+
+def test_names_do_not_replace_what_is_no_name(make_counts):
+    adata = make_counts()
+    adata.obs["found"] = adata.obs["type"].astype(str).to_numpy()
+    for column in ("batch", "found_type"):
+        if column not in adata.obs:
+            adata.obs[column] = "a note"
+        before = adata.obs[column].copy()
+        with pytest.raises(ValueError, match="exists and has values such as"):
+            cpl.tl.map_to_reference(adata, "type", "found", key_added=column)
+        assert (adata.obs[column] == before).all()
+        for overwrite in (True, False):
+            # What was written once may be written again.
+            cpl.tl.map_to_reference(adata, "type", "found", key_added=column, overwrite=overwrite)
+        assert (adata.obs[column].astype(str) == adata.obs["type"].astype(str)).all()

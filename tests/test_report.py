@@ -82,3 +82,15 @@ def test_training_warns_of_an_unsound_fit_and_not_of_a_sound_one(make_counts):
         warnings.filterwarnings("error", message=".*model.report")
         model.train(max_epochs=60, enable_progress_bar=False)
     assert model.report().sound
+
+
+def test_a_condition_is_counted_in_the_cells_that_are_reported(make_counts):
+    adata = make_counts(n_obs=80)
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, 3, n_hidden=8)
+    model.train(1, warm_start=False, enable_progress_bar=False)
+    model.condition_ = np.repeat(np.array([1, 0, -1], dtype=np.int8), [10, 30, 40])
+    assert model.report().condition == 0.25
+    assert model.report(indices=range(10)).condition == 1
+    assert model.report(indices=range(40, 80)).condition is None
+    assert model.report(adata.copy()).condition is None

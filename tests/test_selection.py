@@ -306,3 +306,21 @@ def test_too_few_cells_are_no_beginning():
     assert _guide._found_in(np.arange(39) + 121, some, posterior) is None
     places, those = _guide._found_in(np.arange(200)[::-1].copy(), some, posterior)
     assert (199 - places.numpy() == some).all() and torch.equal(those, torch.from_numpy(posterior))
+
+
+def test_a_seed_decides_which_counterparts_are_seen_and_none_is_kept(make_counts, monkeypatch):
+    adata = make_counts(n_obs=160)
+    adata.obs["site"] = np.where(np.arange(160) % 2, "a", "b")
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_hidden=8, augment="across=site+thin")
+    tables = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        tables.append(model.select_n_categories([2, 3], seed=5).table)
+        assert torch.initial_seed() == other
+    assert tables[0].equals(tables[1])
+    across = model.module.augmenter.augmenters[0]
+    monkeypatch.setattr(type(across), "neutral", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.select_n_categories([2, 3], seed=5)
+    assert across.partners is None

@@ -307,3 +307,18 @@ def test_the_guide_reads_on_for_rare_labels_and_says_if_there_are_none(easy, mon
     parts = [np.arange(200), np.arange(200, 240), np.array([], dtype=int)]
     with pytest.warns(UserWarning, match="1 of 2 labels are on no cell that is trained on"):
         model.train(max_epochs=1, enable_progress_bar=False, datasplitter_kwargs={"external_indexing": parts})
+
+
+@pytest.mark.parametrize("start", ["graph", "images"])
+def test_communities_with_labels_have_the_labels_numbers(start):
+    """Whatever a community is called, its cells are those of the label that most of its labelled cells have."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(480) % 6
+    centres = 6 * torch.randn(6, 12, generator=generator)
+    x = centres[truth] + torch.randn(480, 12, generator=generator)
+    # Four of six types have labels, on a tenth of the cells.
+    known = torch.where((torch.arange(480) % 10 == 0) & (truth < 4), truth, -1)
+    guide = fit_views(x, 6, start=start, known=known, dimensions=(4, 8), seed=0).eval()
+    found = guide(x, torch.zeros(480, dtype=torch.long)).argmax(1)
+    assert (found == truth)[truth < 4].double().mean() > 0.95
+    assert len(found.unique()) == 6

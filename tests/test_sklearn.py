@@ -188,3 +188,18 @@ def test_pipelines_and_grid_searches(blobs):
     search = GridSearchCV(pipeline, {"cplmixvicluster__n_state": [1, 3]}, scoring="adjusted_rand_score", cv=2)
     search.fit(X, y)
     assert search.best_estimator_.transform(X).shape[1] == search.best_params_["cplmixvicluster__n_state"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train_kwargs": {"max_epochs": 3}}, "max_epochs="),
+        ({"train_kwargs": {"early_stopping": True}}, "all rows are trained on"),
+        ({"train_kwargs": {"train_size": 0.5}}, "all rows are trained on"),
+        ({"model_kwargs": {"n_state": 3}}, "n_state="),
+        ({"model_kwargs": {"n_categories": 3}}, "n_clusters="),
+    ],
+)
+def test_further_arguments_that_mean_something_else_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        CplMixVICluster(n_clusters=2, **given).fit(np.random.default_rng(0).normal(size=(30, 4)))

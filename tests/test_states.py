@@ -263,7 +263,7 @@ class TestStatesOfAModel:
         [
             (np.zeros((1, 3)), "0", r"\(n_states, 2\)"),
             (np.full((1, 2), np.nan), "0", "not finite"),
-            (np.zeros((1, 2)), "B cell", "'B cell' is not one of"),
+            (np.zeros((1, 2)), "B cell", "'B cell' is not the name of one of the model's: '0'"),
         ],
     )
     def test_what_cannot_be_decoded(self, fitted, state, category, message):

@@ -96,3 +96,23 @@ def test_momenta_are_what_they_were_after_a_training(make_counts):
     norms = [part for part in model.module.modules() if isinstance(part, torch.nn.BatchNorm1d)]
     assert {norm.momentum for norm in norms} == {0.01}
     assert all(norm.num_batches_tracked == 4 for norm in norms)
+
+
+def test_what_a_step_leaves_out_is_looked_at_before_training(make_counts):
+    adata = make_counts(n_obs=100)
+    cpl.CplMixVI.setup_anndata(adata)
+    manager = cpl.CplMixVI(adata, 3).adata_manager
+    splitter = CplMixSplitter(manager, train_size=1.0, batch_size=32, drop_last=True)
+    splitter.setup()
+    assert sum(len(tensors["X"]) for tensors in splitter.train_dataloader()) == 96
+    assert sum(len(tensors["X"]) for tensors in splitter.start_dataloader(100)) == 100
+    with pytest.raises(ValueError, match="drop_last=True leaves no minibatch of batch_size=128 of 100"):
+        CplMixSplitter(manager, train_size=1.0, batch_size=128, drop_last=True)
+
+
+@pytest.mark.parametrize("share", [-3.0, 7.0, float("nan")])
+def test_a_share_of_the_epochs_is_a_share(make_counts, share):
+    adata = make_counts()
+    cpl.CplMixVI.setup_anndata(adata)
+    with pytest.raises(ValueError, match="guided_fraction=.* share of the epochs"):
+        cpl.CplMixVI(adata, 3).train(1, plan_kwargs={"guided_fraction": share}, enable_progress_bar=False)

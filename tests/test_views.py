@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import cplmixvi as cpl
+from cplmixvi.train._em import matched
 from cplmixvi.train._mixture import SharedCovarianceMixture
-from cplmixvi.train._views import MEMBERS, Opinion, Projection, ViewConsensus, fit_member, fit_views, matched
+from cplmixvi.train._views import MEMBERS, Opinion, Projection, ViewConsensus, fit_member, fit_views
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -202,15 +201,27 @@ def mutual_pairs(points: np.ndarray, condition: np.ndarray, n_neighbors: int) ->
     for inside in members:
         points[inside] -= points[inside].mean(0)
     for remaining in reversed(range(_ROUNDS)):
-        found = as_pairs(np.zeros(0, dtype=int), np.zeros(0, dtype=int), len(points))
         # By angle: a response of a few genes must not take a type farther away than other types are.
         directions = points / np.linalg.norm(points, axis=1, keepdims=True).clip(1e-12)
-        for a, b in combinations(members, 2):
-            mutual = _nearest(directions, a, b, n_neighbors).multiply(_nearest(directions, b, a, n_neighbors).T)
-            found = found + mutual + mutual.T
+        found = _mutual(directions, members, n_neighbors)
         if remaining:
             points = points + _moves(points, members, found, n_neighbors)
-    return _lent(points, members, found.tocsr(), n_neighbors)
+    return _lent(points, members, found, n_neighbors)
+
+
+def _mutual(points: np.ndarray, members: list[np.ndarray], n_neighbors: int) -> sparse.csr_matrix:
+    """Ones where two cells of different conditions are each among the nearest of the other, ``(n, n)``."""
+    n, named = len(points), []
+    for inside in members:
+        k = min(n_neighbors, len(inside))
+        outside = np.setdiff1d(np.arange(n), inside)
+        near = NearestNeighbors(n_neighbors=k).fit(points[inside]).kneighbors(points[outside], return_distance=False)
+        first, second = np.repeat(outside, k), inside[near.ravel()]
+        # One number for a pair, whichever of its cells is the first.
+        named.append(np.minimum(first, second) * n + np.maximum(first, second))
+    pairs = np.sort(np.concatenate(named))
+    first, second = np.divmod(pairs[1:][pairs[1:] == pairs[:-1]], n)
+    return as_pairs(np.concatenate([first, second]), np.concatenate([second, first]), n)
 
 
 def _lent(
@@ -226,13 +237,6 @@ def _lent(
             some = ~paired[inside] & paired[near].any(1)
             lender[inside[some]] = near[some, paired[near[some]].argmax(1)]
     return pairs[lender]
-
-
-def _nearest(points: np.ndarray, a: np.ndarray, b: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:
-    """Ones where a cell of ``b`` is among the nearest of a cell of ``a``, ``(n, n)``."""
-    k = min(n_neighbors, len(b))
-    near = NearestNeighbors(n_neighbors=k).fit(points[b]).kneighbors(points[a], return_distance=False)
-    return as_pairs(np.repeat(a, k), b[near.ravel()], len(points))
 
 
 def _moves(points: np.ndarray, members: list[np.ndarray], pairs: sparse.csr_matrix, n_neighbors: int) -> np.ndarray:

@@ -197,9 +197,12 @@ class Compose(Augmenter):
         return x
 
     def neutral(self, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Neutral values of the augmenter of images, or else of the first, the only other that may change them."""
-        chosen = next((augmenter for augmenter in self.augmenters if augmenter.on_images), self.augmenters[0])
-        return chosen.neutral(x, tensors)
+        """Neutral values of the first augmenter, in their normal form if they are images."""
+        first, *others = self.augmenters
+        values = first.neutral(x, tensors)
+        for augmenter in others:
+            values = torch.stack([augmenter.normal_form(value) for value in values])
+        return values
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Draw from each augmenter in turn."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._base import Augmenter
@@ -21,15 +23,15 @@ class GaussianNoise(Augmenter):
     Raises
     ------
     ValueError
-        If ``sd`` is negative.
+        If ``sd`` is negative or not finite.
     """
 
     corrupts = True
 
     def __init__(self, sd: float = 0.2):
         super().__init__()
-        if sd < 0:
-            raise ValueError(f"sd={sd!r} is negative; give a standard deviation of at least 0.")
+        if not 0 <= sd < math.inf:
+            raise ValueError(f"sd={sd!r} is no standard deviation; give a number of at least 0.")
         self.sd = float(sd)
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:

@@ -95,11 +95,11 @@ def thinned(x: torch.Tensor, keep: float) -> torch.Tensor:
     if len(undecided):
         n = count[undecided]
         large = n > _TABLE_COUNTS
+        of_large, of_small = undecided[large], undecided[~large]
+        copy[of_large] = torch.binomial(n[large], torch.full_like(n[large], keep))
         # Of small counts, the smallest number whose distribution function is beyond u.
-        u = (bits + torch.rand(len(n), dtype=torch.float64)) / _N_BINS
-        value = (distribution[n.clamp(max=_TABLE_COUNTS).long()] <= u[:, None]).sum(1).to(x.dtype)
-        value[large] = torch.binomial(n[large], torch.full_like(n[large], keep))
-        copy[undecided] = value
+        u = (bits[~large] + torch.rand(len(of_small), dtype=torch.float64)) / _N_BINS
+        copy[of_small] = (distribution[n[~large].long()] <= u[:, None]).sum(1).to(x.dtype)
     return copy.view_as(x)
 
 

@@ -27,7 +27,9 @@ _FLAGS = re.compile(
     r"max_epochs|categories|gene_sets|n_steps|checkpoint_dir|checkpoint_every|seed)="
 )
 #: What the library says to do in Python, and what that is on the command line.
-_IN_PYTHON = re.compile(r"call cplmixvi\.tl\.annotate\(.*?\) with this one first")
+_IN_PYTHON = re.compile(
+    r"(call|run) cplmixvi\.tl\.annotate(\(.*?\))?( with this one)? first( or pass the key of a result)?"
+)
 _LARGEST_SEED = 2**32 - 1
 
 app = typer.Typer(name=PROGRAM, add_completion=False, help="Cell types and their states from coupled mixture VAEs.")
@@ -158,7 +160,10 @@ def annotate(
         bool, typer.Option("--backed", help="Keep the values on disk (.h5ad, X only), for millions of cells.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace IN itself, existing entries, or an existing model.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace IN itself, an existing store, existing entries, or the model in a folder."
+        ),
     ] = False,
     model_dir: Annotated[Path | None, typer.Option(help="Folder in which to save the trained model.")] = None,
     checkpoint_dir: Annotated[

@@ -73,12 +73,12 @@ def run_demo(
     InputError, ValueError
         If there is no such data set or column, it cannot be fetched, or ``out`` cannot be written.
     """
-    _make_folder(out)
     reporter = Reporter(quiet=quiet)
     with calm_libraries(reporter), ExitStack() as stack:
         with swallowed():
             stack.enter_context(thread_limit(threads))
             task = _load(dataset, labels)
+            _make_folder(out)
         reporter.release()
         with clean_stdout():
             reporter.say(f"{dataset}: {task.adata.n_obs:,} cells x {task.adata.n_vars:,} genes, {task.n_types} types")
@@ -116,7 +116,8 @@ def _load(dataset: str, labels: str | None) -> _Task:
     column = own_labels if labels is None else labels
     if column not in adata.obs:
         raise InputError(
-            f"--labels {column!r} is not a column of {dataset}; columns there: {', '.join(adata.obs)}; name one."
+            f"Column {column!r} is not in {dataset}; columns there: {', '.join(adata.obs) or 'none'}; name one with "
+            "--labels."
         )
     if info is not None and info.values == "RPKM":
         adata.X = pp.log_normalize(adata.X)

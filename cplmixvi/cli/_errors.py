@@ -55,7 +55,7 @@ def check_chosen(adata: AnnData, empty: np.ndarray, genes: np.ndarray, likelihoo
 
 @contextmanager
 def signals_exit() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into SystemExit(128 + signal), so that temporary files are removed on the way out.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into SystemExit(128 + signal), so that temporary files are removed.
 
     A KeyboardInterrupt would not do: the trainer catches it and exits with status 1.
     """
@@ -66,7 +66,11 @@ def signals_exit() -> Iterator[None]:
     def leave(number, frame):
         raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal; ignored under nohup, and not known on Windows.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _SUFFIXES = (".h5ad", ".zarr")
+#: Of a file or folder, in bytes.
+_LONGEST_NAME = 255
 
 
 def check_input(path: Path) -> None:
@@ -81,7 +83,10 @@ def _check_suffix(path: Path, name: str) -> None:
 
 
 def _check_folder(path: Path, name: str) -> None:
-    folder = path.absolute().parent
+    # A link is written to where it leads.
+    folder = path.resolve().parent
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise InputError(f"{name} {str(path)!r} has a name of more than {_LONGEST_NAME} bytes; name a shorter one.")
     if not folder.is_dir():
         raise InputError(f"{name} {str(path)!r} lies in {str(folder)!r}, which is no folder; create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -173,10 +178,12 @@ def replacing(path: Path) -> Iterator[Path]:
     InputError
         If there is no space or no permission to write it.
     """
+    from cplmixvi.io import swap
+
     path = path.resolve()
     with writable(path), scratch(path) as folder:
         yield folder / path.name
-        _swap(folder / path.name, path, aside=folder / "old")
+        swap(folder / path.name, path, aside=folder / "old")
 
 
 @contextmanager
@@ -185,7 +192,7 @@ def scratch(path: Path) -> Iterator[Path]:
     path = path.resolve()
     # A folder of its own hides the half-written file from a glob over the output folder.
     with writable(path):
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent))
     try:
         yield folder
     finally:
@@ -207,19 +214,6 @@ def writable(path: Path) -> Iterator[None]:
         raise InputError(
             f"{str(path)!r} cannot be written ({one_line(error)}); check space and permissions, or name another path."
         ) from error
-
-
-def _swap(new: Path, path: Path, *, aside: Path) -> None:
-    """Put ``new`` at ``path``; a folder there is moved ``aside``, and back again if that fails."""
-    if not path.is_dir():
-        os.replace(new, path)
-        return
-    os.replace(path, aside)
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(aside, path)
-        raise
 
 
 def write(adata: AnnData, path: Path) -> None:

@@ -76,7 +76,7 @@ def read(info: DatasetInfo) -> AnnData:
     Raises
     ------
     ValueError
-        When the prepared file has another shape than the registry says.
+        When the prepared file cannot be read, or has another shape than the registry says.
     FileNotFoundError
         When neither the prepared file nor the public files can be had.
 
@@ -89,7 +89,14 @@ def read(info: DatasetInfo) -> AnnData:
     if path is not None:
         import anndata
 
-        adata = anndata.read_h5ad(path)
+        try:
+            adata = anndata.read_h5ad(path)
+        except Exception as error:
+            said = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}: {said}): replace the file, or move it away to "
+                "download from the public source"
+            ) from error
         if adata.shape != info.shape:
             raise ValueError(
                 f"{path} has shape {adata.shape}, {info.name} has {info.shape}: replace the file, or move it away to "

@@ -4,7 +4,7 @@ from ._card import card_text
 from ._checkpoints import list_checkpoints, read_checkpoint, remove_checkpoints, write_checkpoint
 from ._codec import decode, encode
 from ._errors import ModelFileError
-from ._folder import whole_folder
+from ._folder import swap, whole_folder
 from ._format import FORMAT_VERSION, MIGRATIONS, Saved
 from ._store import ANNDATA, CARD, NAMES, read_files, read_meta, write_files
 
@@ -24,6 +24,7 @@ __all__ = [
     "read_files",
     "read_meta",
     "remove_checkpoints",
+    "swap",
     "whole_folder",
     "write_checkpoint",
     "write_files",

@@ -40,7 +40,7 @@ def whole_folder(path: Path, names: set[str]) -> Iterator[Path]:
     scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent))
         new = scratch / "new"
         # Not the temporary folder itself, which only its owner may read.
         new.mkdir()
@@ -58,19 +58,56 @@ def whole_folder(path: Path, names: set[str]) -> Iterator[Path]:
 
 
 def _put(new: Path, path: Path, aside: Path, names: set[str]) -> None:
+    """Put a folder at ``path``; what has one of the ``names`` there goes ``aside``, and back again if that fails.
+
+    A folder that is there stays, with what others have in it, and whoever works in it.
+    """
     if not path.exists():
         os.replace(new, path)
         return
-    os.replace(path, aside)
-    moved: list[Path] = []
+    aside.mkdir()
+    added = {item.name for item in new.iterdir()} - {item.name for item in path.iterdir()}
     try:
+        for name in names:
+            if (path / name).exists():
+                os.replace(path / name, aside / name)
+        for item in list(new.iterdir()):
+            os.replace(item, path / item.name)
+    except BaseException:
+        # Also a signal, which may come between any two lines.
+        for name in added:
+            (path / name).unlink(missing_ok=True)
         for item in aside.iterdir():
-            if item.name not in names:
-                os.replace(item, new / item.name)
-                moved.append(item)
+            os.replace(item, path / item.name)
+        raise
+
+
+def swap(new: Path, path: Path, *, aside: Path) -> None:
+    """Put a file or folder at ``path``; a folder there is moved ``aside``, and back again if that fails.
+
+    Parameters
+    ----------
+    new, aside
+        In a temporary folder beside ``path``.
+    path
+        May exist.
+
+    Raises
+    ------
+    OSError
+        If that is not possible; what was there is there still.
+
+    Examples
+    --------
+    >>> _ = Path("new").write_text("all of it")
+    >>> swap(Path("new"), Path("there"), aside=Path("old"))
+    """
+    try:
+        if path.is_dir():
+            os.replace(path, aside)
         os.replace(new, path)
     except BaseException:
-        for item in moved:
-            os.replace(new / item.name, item)
-        os.replace(aside, path)
+        # Also a signal, which may come between any two lines.
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
         raise

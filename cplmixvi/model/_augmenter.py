@@ -12,6 +12,7 @@ from cplmixvi.augment import learned_parts
 from cplmixvi.train import AugmenterPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
 from ._mixin import Mixin
+from ._settings import check_positive
 from ._talk import without_talk
 
 logger = logging.getLogger(__name__)
@@ -66,21 +67,24 @@ class AugmenterMixin(Mixin):
             )
         if self.adata is None:
             raise ValueError("The learned augmenter is trained on an AnnData, and the model has none.")
+        given = {"max_epochs": max_epochs, "batch_size": batch_size}
+        check_positive(**{name: value for name, value in given.items() if value is not None})
         device = self.module.device
         indices = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
-        batch_size = batch_size or default_batch_size(len(indices))
-        if max_epochs is None:
-            max_epochs = default_max_epochs(len(indices), batch_size, warm_start=False)
+        batch_size = int(batch_size or default_batch_size(len(indices)))
+        max_epochs = int(max_epochs or default_max_epochs(len(indices), batch_size, warm_start=False))
         everyone = np.arange(self.adata.n_obs)
         split = [indices, np.zeros(0, dtype=int), np.setdiff1d(everyone, indices)]
         splitter = CplMixSplitter(self.adata_manager, batch_size=batch_size, external_indexing=split)
         splitter.setup()
-        for part in parts:
-            logger.info("Training the augmenter on %d cells.", len(indices))
-            plan = AugmenterPlan(part, self.summary_stats.n_vars, **(plan_kwargs or {}))
-            with without_talk():
-                trainer = Trainer(max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs)
-                trainer.fit(plan, splitter.train_dataloader())
-            self.augmenter_history_ = plan.history
-        # Lightning leaves the augmenter on the device that it was trained on, away from the arms.
-        self.module.to(device)
+        try:
+            for part in parts:
+                logger.info("Training the augmenter on %d cells.", len(indices))
+                plan = AugmenterPlan(part, self.summary_stats.n_vars, **(plan_kwargs or {}))
+                with without_talk():
+                    trainer = Trainer(max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs)
+                    trainer.fit(plan, splitter.train_dataloader())
+                self.augmenter_history_ = plan.history
+        finally:
+            # Lightning leaves the augmenter on the device that it was trained on, away from the arms.
+            self.module.to(device)

@@ -62,6 +62,8 @@ class CheckpointsMixin(Mixin):
                 raise ValueError("checkpoint_every needs a folder to write to: give checkpoint_dir.")
             return None
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"checkpoint_dir={str(folder)!r} is a file; name a folder.")
         if self.adata is None or settings.get("datamodule") is not None:
             raise ValueError("Checkpoints need a model with an AnnData that it is trained on; leave out datamodule.")
         if io.list_checkpoints(folder):
@@ -130,7 +132,8 @@ class CheckpointsMixin(Mixin):
             self._take_n_categories(int(init_params["non_kwargs"]["n_categories"]))
         if not _equal(self.init_params_, init_params):
             theirs = _flat(init_params)
-            other = [key for key, value in _flat(self.init_params_).items() if not _equal(value, theirs.get(key))]
+            ours = _flat(self.init_params_).items()
+            other = [key.rpartition(".")[2] for key, value in ours if not _equal(value, theirs.get(key))]
             raise ValueError(
                 f"The training in {str(folder)!r} is of a model with other settings ({', '.join(other)}); make the "
                 "model with those that it had, or train from the start."

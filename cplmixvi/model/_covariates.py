@@ -50,6 +50,24 @@ def check_known(adata: AnnData, registry: dict, *, new_batches: bool = False) ->
             )
 
 
+def check_size_factors(adata: AnnData, key: str | None) -> None:
+    """Refuse size factors that are not positive.
+
+    Raises
+    ------
+    ValueError
+        If there are any in ``obs[key]``.
+    """
+    if key is None:
+        return
+    n_wrong = int((adata.obs[key].to_numpy(dtype=float) <= 0).sum())
+    if n_wrong:
+        raise ValueError(
+            f"obs[{key!r}] has size factors that are not positive ({n_wrong} of {adata.n_obs} cells): mend them, or "
+            "leave size_factor_key out."
+        )
+
+
 def names_of(keys: Sequence[str] | None) -> list[str]:
     """Names of columns, none for `None`.
 
@@ -95,11 +113,7 @@ def depth_of(manager: AnnDataManager) -> dict[str, float]:
     key = manager.registry["setup_args"].get("size_factor_key")
     if key is not None:
         factor = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float).ravel()
-        if (factor <= 0).any():
-            raise ValueError(
-                f"obs[{key!r}] has size factors that are not positive ({(factor <= 0).sum()} of {len(factor)} cells): "
-                "mend them, or leave size_factor_key out."
-            )
+        check_size_factors(manager.adata, key)
         found["size_factor_scale"] = float(np.median((depth / factor)[has_any]))
     return found
 

@@ -28,12 +28,12 @@ from cplmixvi.train import CellLoader, CplMixPlan, CplMixSplitter, Minibatches
 from ._augmenter import AugmenterMixin
 from ._calibration import CalibrationMixin
 from ._checkpoints import CheckpointsMixin, interruptible
-from ._covariates import as_of_anndata, check_known, depth_of, names_of
+from ._covariates import as_of_anndata, depth_of, names_of
 from ._devices import check_several
 from ._failure import as_it_was_on_failure
-from ._genes import align_genes
 from ._getters import GettersMixin
 from ._inherited import InheritedMixin
+from ._inputs import InputsMixin, where
 from ._labels import LabelsField, registered_labels
 from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
@@ -45,6 +45,7 @@ from ._talk import without_talk
 
 
 class CplMixVI(
+    InputsMixin,
     GettersMixin,
     StatesMixin,
     SelectionMixin,
@@ -144,7 +145,7 @@ class CplMixVI(
             pp.check_values(
                 values,
                 likelihood,
-                where=_where(layer),
+                where=where(layer),
                 obs_names=adata.obs_names,
                 var_names=adata.var_names,
                 allow_empty_cells=allow_empty_cells,
@@ -380,27 +381,3 @@ class CplMixVI(
         if learns:
             shared = ("accelerator", "devices", "batch_size", "enable_progress_bar", "logger")
             self.train_augmenter(**{key: settings[key] for key in shared if key in settings})
-
-    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Refuse values that the model cannot read and put genes into the model's order before registering."""
-        if adata is None and self.adata is None:
-            raise ValueError("The model has no cells of its own: give adata.")
-        if adata is None or adata is self.adata:
-            return super()._validate_anndata(adata, copy_if_view=copy_if_view)
-        aligned = align_genes(adata, self.get_var_names())
-        check_known(aligned, self.registry_)
-        layer = self.registry_["setup_args"].get("layer")
-        pp.check_setup(aligned, layer=layer, obs_keys=[])
-        pp.check_values(
-            aligned.X if layer is None else aligned.layers[layer],
-            self.likelihood,
-            where=_where(layer),
-            obs_names=aligned.obs_names,
-            allow_empty_cells=self.allow_empty_cells,
-            min_cells=1,
-        )
-        return super()._validate_anndata(aligned, copy_if_view=copy_if_view)
-
-
-def _where(layer: str | None) -> str:
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"

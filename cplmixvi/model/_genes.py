@@ -81,5 +81,6 @@ def check_same_genes(adata: AnnData, var_names: Sequence[str]) -> None:
         )
     raise ValueError(
         f"adata has the model's {len(var_names)} genes among {len(given)} or in another order; load the model with "
-        "adata=False as model, then pass adata[:, model.get_var_names()].copy()."
+        "adata=False as model, then pass adata[:, model.get_var_names()].copy(), or, to load_query_data, "
+        "inplace_subset_query_vars=True."
     )

@@ -17,6 +17,7 @@ from cplmixvi.module import mean_over_arms
 
 from ._calibration import apply_calibration
 from ._consensus import Consensus
+from ._inputs import checked_rows
 from ._labels import category_names, registered_labels
 from ._mixin import Mixin
 from ._report import Report
@@ -120,7 +121,7 @@ class GettersMixin(Mixin):
             raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1, or None for all probabilities.")
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
-        loader = self._make_data_loader(adata=adata, indices=checked_rows(indices), batch_size=batch_size)
+        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
         n_cells, start = len(loader.indices), 0
         kept: list[np.ndarray] = []
         for tensors in loader:
@@ -222,8 +223,12 @@ class GettersMixin(Mixin):
         posterior = self.get_posterior(adata, indices, batch_size, calibrated=False)
         found_again = None if self.calibration_ is None else self.calibration_["found_again"]
         report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names, found_again)
-        if self.condition_ is not None:
-            report = replace(report, condition=float((self.condition_ > 0).mean()))
+        if self.condition_ is not None and (adata is None or adata is self.adata) and self.adata is not None:
+            rows = checked_rows(indices, self.adata.n_obs)
+            levels = self.condition_ if rows is None else self.condition_[rows]
+            # Of cells that were trained on: others have no level.
+            levels = levels[levels >= 0]
+            report = replace(report, condition=float((levels > 0).mean()) if len(levels) else None)
         return self._with_selection(report)
 
     def _report_of_some(self) -> Report | None:
@@ -232,22 +237,6 @@ class GettersMixin(Mixin):
             return None
         n_obs = self.adata.n_obs
         return self.report(indices=np.linspace(0, n_obs - 1, min(n_obs, _REPORT_CELLS)).astype(int))
-
-
-def checked_rows(indices: Sequence[int] | None) -> np.ndarray | None:
-    """Rows of cells as an array, or a mask of them.
-
-    Raises
-    ------
-    ValueError
-        If there are none, or they are no numbers.
-    """
-    if indices is None:
-        return None
-    rows = np.asarray(indices)
-    if rows.size == 0 or rows.dtype.kind not in "biu":
-        raise ValueError("indices must be row numbers of one or more cells, or a mask; names of cells are neither.")
-    return rows
 
 
 def _rows_of(values: np.ndarray, columns: np.ndarray, n_columns: int) -> sparse.csr_matrix:

@@ -82,6 +82,56 @@ class InheritedMixin(RNASeqMixin, Mixin):
         """
         raise NotImplementedError("The library size is observed, or a size factor that is given, and has no posterior.")
 
+    def differential_abundance(self, *args, **kwargs) -> None:
+        """Not available: it would compare densities of one arm's states within types, and not the shares of types.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+
+        Examples
+        --------
+        >>> model.differential_abundance()
+        Traceback (most recent call last):
+        NotImplementedError: To compare shares of types: pandas.crosstab(obs[sample], obs['cplmixvi']).
+        """
+        raise NotImplementedError("To compare shares of types: pandas.crosstab(obs[sample], obs['cplmixvi']).")
+
+    def get_aggregated_posterior(self, *args, **kwargs) -> None:
+        """Not available: it would be that of one arm's states within types, and say nothing of these.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+
+        Examples
+        --------
+        >>> model.get_aggregated_posterior()
+        Traceback (most recent call last):
+        NotImplementedError: States are those within a type: get_posterior() has them and the types.
+        """
+        raise NotImplementedError("States are those within a type: get_posterior() has them and the types.")
+
+    def get_marginal_ll(self, *args, **kwargs) -> None:
+        """Not available: only a lower bound is computed.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+
+        Examples
+        --------
+        >>> model.get_marginal_ll()
+        Traceback (most recent call last):
+        NotImplementedError: Only a lower bound of the likelihood is computed: get_elbo() or get_reconstruction_error().
+        """
+        raise NotImplementedError(
+            "Only a lower bound of the likelihood is computed: get_elbo() or get_reconstruction_error()."
+        )
+
     def _check_dispersion(self, name: str) -> None:
         if self.likelihood not in ("nb", "zinb"):
             raise NotImplementedError(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
         n_arms: int
         likelihood: str
         module: Any
+        _adata: Any
+        _adata_manager: Any
+        _digest: str | None
 
 else:
     Mixin = object

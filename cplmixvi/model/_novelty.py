@@ -11,7 +11,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from cplmixvi.module import infer_jointly
 
-from ._getters import checked_rows
 from ._mixin import Mixin
 
 #: Training cells that are looked at, and new cells that are compared with each other, at most.
@@ -103,7 +102,7 @@ class NoveltyMixin(Mixin):
         """Coordinates of cells in every arm, each ``(n_cells, d)``, and their categories, ``(n_cells,)``."""
         parts: list[list[torch.Tensor]] = [[] for _ in self.module.arms]
         category = []
-        for tensors in self._make_data_loader(adata=adata, indices=checked_rows(indices), batch_size=batch_size):
+        for tensors in self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size):
             values, covariates = self._encoder_input(tensors)
             batch = covariates.categorical[0].view(-1)
             for arm, kept in zip(self.module.arms, parts, strict=True):

@@ -169,6 +169,10 @@ class PersistenceMixin(Mixin):
             raise ValueError("backup_url and datamodule are not supported; download the folder first, and load it.")
         if adata is True:
             raise ValueError("adata=True was given; give an AnnData, None for the saved cells, or False for none.")
+        if not (adata is None or adata is False or isinstance(adata, AnnData)):
+            raise ValueError(
+                f"adata is a {type(adata).__name__}; give an AnnData, None for the saved cells, or False for none."
+            )
         target = resolve_device(accelerator, device)
         path, prefix = Path(dir_path), checked_prefix(prefix)
         saved = cls._read(path, prefix, *(allowed_classes_names_list or ()))
@@ -349,6 +353,7 @@ class PersistenceMixin(Mixin):
         if self.adata is not None:
             read = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             digest = pp.input_hash(read, self.adata.var_names)
+        self._digest = digest
         # The plan of this training, which found a condition in these cells or did not.
         plan = self.trainer.lightning_module
         if digest != (self.training_ or {}).get("input_sha256") and getattr(plan, "level", None) is None:

@@ -12,7 +12,8 @@ from cplmixvi.module import find_shift, train_new_batches_only, with_new_batches
 
 from ._covariates import check_known, known_batches
 from ._devices import resolve_device
-from ._genes import check_same_genes
+from ._genes import align_genes, check_same_genes
+from ._inputs import check_cells
 from ._mixin import Mixin
 from ._saved import part, take_over
 
@@ -89,9 +90,14 @@ class QueryMixin(Mixin):
         if not attributes.get("is_trained_"):
             raise ValueError("The reference model was not trained; train it first.")
         _check_batches(adata, registry)
-        if inplace_subset_query_vars and set(saved.meta["genes"]) <= set(adata.var_names):
-            adata._inplace_subset_var(saved.meta["genes"])
-        check_same_genes(adata, saved.meta["genes"])
+        genes = saved.meta["genes"]
+        # Checked before genes are dropped.
+        given = align_genes(adata, genes) if inplace_subset_query_vars else adata
+        check_same_genes(given, genes)
+        options = part(saved, "init_params")["non_kwargs"]
+        check_cells(given, registry, options["likelihood"], options.get("allow_empty_cells"), new_batches=True)
+        if inplace_subset_query_vars:
+            adata._inplace_subset_var(genes)
         cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **registry["setup_args"])
         model = cls._made(saved, adata, registry)
         n_known = len(known_batches(registry))

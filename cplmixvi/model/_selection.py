@@ -115,7 +115,7 @@ class SelectionMixin(Mixin):
                 )
         if seed is not None and not (pp.is_whole(seed) and seed >= 0):
             raise ValueError(f"seed={seed!r} must be a whole number of at least 0, or None.")
-        seed = int(torch.randint(2**31 - 1, (1,))) if seed is None else seed
+        seed = int(torch.randint(2**31 - 1, (1,)) if seed is None else seed)
         start = "images" if self.module.augmenter.on_images else "mixture"
         some = np.random.default_rng(seed).permutation(n_obs)[: MAX_SELECTION_CELLS[start]]
         logger.info("Finding the number of categories of %d cells.", len(some))
@@ -129,7 +129,7 @@ class SelectionMixin(Mixin):
         if across is None and find_condition and not is_on_disk(self.adata_manager):
             across = crossing(self.module, values, batch, n_known=self.n_labels, seed=seed)
         if across is not None:
-            values = self._with_counterparts(across, some, values, batch)
+            values = self._with_counterparts(across, some, values, batch, seed)
         selection = select_n_categories(
             values,
             on_counts=self.module.on_counts,
@@ -148,14 +148,17 @@ class SelectionMixin(Mixin):
         return selection
 
     def _with_counterparts(
-        self, across: Augmenter, rows: np.ndarray, values: torch.Tensor, batch: torch.Tensor
+        self, across: Augmenter, rows: np.ndarray, values: torch.Tensor, batch: torch.Tensor, seed: int
     ) -> torch.Tensor:
         """Values of cells ``(n, n_genes)`` and of their counterparts among these, ``(n, n_levels, n_genes)``."""
         cells = Cells(self.adata[rows], values.numpy(), np.arange(len(rows)), self.module.on_counts, batch.numpy())
-        across.prepare(cells, "cpu")
-        neutral = across.neutral(values, {CELL_KEY: torch.arange(len(rows))})
-        across.release()
-        return neutral.movedim(0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                across.prepare(cells, "cpu")
+                return across.neutral(values, {CELL_KEY: torch.arange(len(rows))}).movedim(0, 1)
+            finally:
+                across.release()
 
     def _with_selection(self, report: Report) -> Report:
         """Add to a report that halves of the data hardly agree on the categories whose number was found."""

@@ -51,7 +51,9 @@ def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
         raise ValueError(f"train_size={train_size!r} must be a share of the cells, above 0 and at most 1.")
     if train_size == 1 and given.get("early_stopping"):
         raise ValueError("early_stopping=True needs cells to watch, and train_size=1 leaves none: lower train_size.")
-    settings = {**given, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
+    # Lightning and PyTorch refuse whole numbers of NumPy.
+    whole = {name: int(given[name]) for name in ("max_epochs", "batch_size") if given.get(name) is not None}
+    settings = {**given, **whole, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
     if has_several(given.get("devices", "auto")) and given.get("strategy") is None:
         # Without a name, Lightning takes the same one, but loaders of scvi-tools do not know of it.
         settings["strategy"] = "ddp"

@@ -11,14 +11,17 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
+from cplmixvi import pp
 from cplmixvi.module import Covariates, JointPosterior, StatePrograms, decode_states, infer_jointly, kl_normal
 
-from ._getters import checked_rows
+from ._inputs import checked_rows
 from ._mixin import Mixin
 
 #: Cells that the arms are aligned on, and cells whose covariates decoded states are averaged over.
 MAX_ALIGNMENT_CELLS = 20_000
 MAX_COVARIATE_CELLS = 100
+#: Pairs of states and covariates that are decoded at a time.
+_DECODED = 2_048
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class StatesMixin(Mixin):
         ------
         ValueError
             If the category is not one of the model's, the states have another number of dimensions or are not finite,
-            or the library size is not positive.
+            or the library size or the number of draws is out of range.
 
         Examples
         --------
@@ -165,41 +168,45 @@ class StatesMixin(Mixin):
         True
         """
         self._check_if_trained(warn=False)
-        state = torch.as_tensor(np.asarray(state), dtype=torch.float32, device=self.module.device)
-        if state.ndim != 2 or state.shape[1] != self.n_state:
-            raise ValueError(f"state has shape {tuple(state.shape)}; (n_states, {self.n_state}) is needed.")
+        z = torch.as_tensor(np.asarray(state), dtype=torch.float32, device=self.module.device)
+        if z.ndim != 2 or z.shape[1] != self.n_state:
+            raise ValueError(f"state has shape {tuple(z.shape)}; (n_states, {self.n_state}) is needed.")
         names = list(self.category_names)
         if category not in names:
-            raise ValueError(f"category={category!r} is not one of the model's: {', '.join(names[:20])}.")
+            known = ", ".join(map(repr, names[:20]))
+            raise ValueError(f"category={category!r} is not the name of one of the model's: {known}.")
+        if not (pp.is_whole(n_draws) and n_draws >= 0):
+            raise ValueError(f"n_draws={n_draws!r} must be a whole number of at least 0.")
         code = names.index(category)
-        if not torch.isfinite(state).all():
+        if not torch.isfinite(z).all():
             raise ValueError("state has values that are not finite.")
         if library_size is None:
             library_size = float(self.module.target_library)
         if not 0 < library_size < np.inf:
             raise ValueError(f"library_size={library_size!r} must be a positive number, or None for the median.")
-        held = torch.full((len(state),), code, device=state.device)
-        library = torch.full((len(state), 1), float(library_size), device=state.device)
-        total, flips = library.new_zeros(()), library.new_zeros(())
+        n = len(z)
+        total, flips = z.new_zeros(n, self.module.n_input), z.new_zeros(n)
         rows, weights = self._covariate_rows(adata, indices)
-        for row, weight in zip(rows, weights, strict=True):
-            covariates = row.of_cells(torch.zeros_like(held))
-            px = decode_states(self.module, state, held, library, covariates)
+        # All states with as many covariates at a time as make a minibatch.
+        for some in torch.arange(len(weights)).split(max(1, _DECODED // max(n, 1))):
+            its = rows.of_cells(some.repeat_interleave(n).to(z.device))
+            held = torch.full((n * len(some),), code, device=z.device)
+            library = torch.full((n * len(some), 1), float(library_size), device=z.device)
+            px = decode_states(self.module, z.repeat(len(some), 1), held, library, its)
             seen = [px.sample() for _ in range(n_draws)] or [px.mean]
-            other = [self._category_of(values, covariates) != held for values in seen]
-            total = total + weight * px.mean
-            flips = flips + weight * torch.stack(other).float().mean(0)
+            other = torch.stack([self._category_of(values, its) != held for values in seen]).float().mean(0)
+            weight = weights[some].to(z)
+            total += torch.einsum("r,rng->ng", weight, px.mean.view(len(some), n, self.module.n_input))
+            flips += weight @ other.view(len(some), n)
         return Decoded(total.cpu().numpy(), flips.cpu().numpy())
 
     def _category_of(self, values: torch.Tensor, covariates: Covariates) -> torch.Tensor:
         return infer_jointly(self.module, self.module.encoder_input(values), covariates).category
 
-    def _covariate_rows(
-        self, adata: AnnData | None, indices: Sequence[int] | None
-    ) -> tuple[list[Covariates], list[float]]:
-        """Distinct batches and covariates of some cells, each for one cell, and their shares."""
+    def _covariate_rows(self, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[Covariates, torch.Tensor]:
+        """Distinct batches and covariates of some cells, ``(n_rows, ...)``, and their shares, ``(n_rows,)``."""
         adata = self._validate_anndata(adata)
-        indices = np.arange(adata.n_obs)[slice(None) if indices is None else checked_rows(indices)]
+        indices = np.arange(adata.n_obs) if indices is None else checked_rows(indices, adata.n_obs)
         some = indices[np.linspace(0, len(indices) - 1, min(len(indices), MAX_COVARIATE_CELLS)).astype(int)]
         rows: dict[tuple, list] = {}
         for tensors in self._make_data_loader(adata=adata, indices=some):
@@ -211,7 +218,8 @@ class StatesMixin(Mixin):
                     *(one.continuous.view(-1).tolist() if one.continuous is not None else ()),
                 )
                 rows.setdefault(key, [one, 0])[1] += 1
-        return [one for one, _ in rows.values()], [count / len(some) for _, count in rows.values()]
+        distinct, counts = zip(*rows.values(), strict=True)
+        return Covariates.joined(distinct), torch.tensor(counts) / len(some)
 
     def _prior(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of arm 0's prior of every category in common coordinates, each ``(K, n_state)``."""

@@ -155,19 +155,20 @@ def _independent_axes(centred: torch.Tensor) -> torch.Tensor:
     """Orthogonal axes as columns that share the least information, ``(n_state, n_state)``; by turning pair by pair."""
     axes = torch.linalg.eigh(centred.T @ centred)[1].flip(-1)
     some = centred[:: max(1, len(centred) // AXES_CELLS)]
-    for i, j in itertools.chain(*itertools.repeat(list(itertools.combinations(range(len(axes)), 2)), N_SWEEPS)):
-        pair = some @ axes[:, [i, j]]
-        turns = [_turn(angle) for angle in torch.linspace(-math.pi / 4, math.pi / 4, N_ANGLES).tolist()]
-        best = min(turns, key=lambda turn: float(_entropy(pair @ turn).sum()))
-        axes[:, [i, j]] = axes[:, [i, j]] @ best
+    angles = torch.linspace(-math.pi / 4, math.pi / 4, N_ANGLES, dtype=torch.float64)
+    cos, sin = angles.cos(), angles.sin()
+    turns = torch.stack([torch.stack([cos, sin]), torch.stack([-sin, cos])])
+    for _ in range(N_SWEEPS):
+        before = axes.clone()
+        for i, j in itertools.combinations(range(len(axes)), 2):
+            pair = some @ axes[:, [i, j]]
+            best = sum(_entropy(pair @ column) for column in turns).argmin()
+            axes[:, [i, j]] = axes[:, [i, j]] @ turns[:, :, best].T
+        if torch.allclose(axes, before):
+            break
     axes = axes[:, (centred @ axes).square().sum(0).argsort(descending=True)]
     skewness = (centred @ axes).pow(3).sum(0)
     return axes * torch.where(skewness < 0, -1.0, 1.0)
-
-
-def _turn(angle: float) -> torch.Tensor:
-    cos, sin = math.cos(angle), math.sin(angle)
-    return torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
 
 
 def _entropy(values: torch.Tensor) -> torch.Tensor:

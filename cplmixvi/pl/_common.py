@@ -163,8 +163,11 @@ def settle(ax: Axes, n_rounds: int = 1) -> None:
 
 
 def shorten(label: str, limit: int = 32) -> str:
-    """``label`` with its end cut off where it is longer than ``limit`` characters."""
-    return label if len(label) <= limit else label[: limit - 1] + "…"
+    """``label`` without its middle where it is longer than ``limit`` characters: long names often differ at the end."""
+    if len(label) <= limit:
+        return label
+    n_last = (limit - 1) // 2
+    return f"{label[: limit - 1 - n_last]}…{label[-n_last:]}"
 
 
 def text_colour(value: float) -> str:

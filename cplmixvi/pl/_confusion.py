@@ -104,11 +104,14 @@ def confusion(
     shares = _normalised(counts, normalize)
 
     with style():
-        longest = max(len(shorten(str(name))) for name in counts.index)
+        longest, longest_below = (
+            max(len(shorten(str(name))) for name in axis) for axis in (counts.index, counts.columns)
+        )
         size = (
             # Long names of types take room beside the heat map, not from it.
             float(np.clip(2.8 + 0.21 * counts.shape[1], 3.8, 8.0)) + 0.06 * max(longest - 14, 0),
-            float(np.clip(1.2 + 0.21 * counts.shape[0], 2.4, 8.5)),
+            # As do those of categories, which stand upright, below it.
+            float(np.clip(1.2 + 0.21 * counts.shape[0], 2.4, 8.5)) + 0.06 * max(longest_below - 3, 0),
         )
         ax = new_or_given(ax, size)
         top = 1.0 if normalize else max(float(shares.to_numpy().max()), 1.0)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cplmixvi.pl._common import category_sizes, dress, new_or_given, read_obs, read_result, shorten, style
-from cplmixvi.pl._states import draw_legend, palette_of, read_points
+from cplmixvi.pl._states import (
+    MAX_LEGEND_ROWS,
+    draw_figure_legend,
+    draw_legend,
+    legend_inches,
+    numbers_of,
+    palette_of,
+    read_points,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MAX_COLUMNS = 5
-_PANEL_INCHES = 1.25
+_PANEL_INCHES, _LEGEND_ROW_INCHES = 1.25, 0.16
 _N_BINS = 40
 #: Fewer cells of a type have no histogram unless they are asked for.
 _FEWEST_CELLS = 10
@@ -67,17 +75,28 @@ def state(
     chosen = choose(adata, key, categories)
     labels = read_obs(adata, key, argument="key").astype(str).to_numpy()
     values = None if color is None else read_obs(adata, color, argument="color")
+    has_legend = values is not None and values.dtype.kind not in "fiu"
+    names = [str(value) for value in values.astype("category").cat.categories] if has_legend else []
     n_columns = min(_MAX_COLUMNS, len(chosen))
     n_rows = -(-len(chosen) // n_columns)
     with style():
-        size = (n_columns * _PANEL_INCHES + (0.4 if values is None else 1.3), n_rows * (_PANEL_INCHES + 0.2) + 0.35)
+        height = n_rows * (_PANEL_INCHES + 0.2) + 0.35
+        # As many rows as there is room for; a column more takes room beside the panels, not from them.
+        most_rows = min(int(height / _LEGEND_ROW_INCHES), 2 * MAX_LEGEND_ROWS)
+        beside = legend_inches(names, most_rows) if names else 0.0 if values is None else 0.8
         figure, grid = plt.subplots(
-            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+            n_rows,
+            n_columns,
+            figsize=(n_columns * _PANEL_INCHES + 0.4 + beside, height),
+            layout="constrained",
+            squeeze=False,
+            sharex=True,
+            sharey=True,
         )
         axes = grid.ravel()
         for ax in axes[len(chosen) :]:
             ax.set_axis_off()
-        colour = _colour_per_cell(figure, axes[: len(chosen)], adata, values, color)
+        colour = _colour_per_cell(figure, axes[: len(chosen)], adata, values, color, most_rows)
         low, high = np.quantile(points, _SHOWN, axis=0)
         # A state of one dimension has a column of zeros beside it.
         margin = np.where(high > low, 0.06 * (high - low), 1.0)
@@ -213,7 +232,9 @@ def _effect(adata: AnnData, key: str, dim: int) -> str:
     return f"effect on location {tests['location_effect'][row]:.2f}, on spread {tests['spread_effect'][row]:.2f}"
 
 
-def _colour_per_cell(figure, axes, adata: AnnData, values: pd.Series | None, name: str | None) -> np.ndarray:
+def _colour_per_cell(
+    figure, axes, adata: AnnData, values: pd.Series | None, name: str | None, n_rows: int
+) -> np.ndarray:
     """One colour per cell, ``(n_obs, 3 or 4)``, with its key beside the panels."""
     from matplotlib import cm
     from matplotlib.colors import Normalize
@@ -221,12 +242,14 @@ def _colour_per_cell(figure, axes, adata: AnnData, values: pd.Series | None, nam
     if values is None:
         return np.tile([0.2, 0.35, 0.55], (adata.n_obs, 1))
     if values.dtype.kind in "fiu":
-        numbers = values.to_numpy(dtype=float)
+        numbers = numbers_of(values, name)
         mapper = cm.ScalarMappable(Normalize(*np.nanquantile(numbers, _SHOWN)), "viridis")
         figure.colorbar(mapper, ax=list(axes), label=name, shrink=0.7, aspect=25).outline.set_linewidth(0.6)
-        return mapper.to_rgba(numbers)
+        colours = mapper.to_rgba(numbers)
+        colours[np.isnan(numbers)] = (0.8, 0.8, 0.8, 1)
+        return colours
     values = values.astype("category")
     palette = palette_of(adata, name, values)
-    draw_legend(axes[min(len(axes), _MAX_COLUMNS) - 1], [str(value) for value in values.cat.categories], palette)
+    draw_figure_legend(figure, [str(value) for value in values.cat.categories], palette, n_rows)
     # Grey for missing values, whose code is -1.
     return np.vstack([palette, np.full((1, 3), 0.8)])[values.cat.codes.to_numpy()]

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ON_DATA_CHARACTERS, _ON_DATA_NAMES = 4, 50
-_MAX_LEGEND_ROWS = 18
+MAX_LEGEND_ROWS = 18
 _NO_TYPE_GREY = (0.85, 0.85, 0.85)
 
 
@@ -40,7 +41,7 @@ def states(
         The ``key_added`` of the annotation.
     color
         Column of ``adata.obs``: numbers get a colour bar, anything else one colour per value, with light grey for
-        missing and ``"unassigned"`` values; the categories of the annotation by default.
+        missing numbers or values and ``"unassigned"``; the categories of the annotation by default.
     basis
         Entry of ``adata.obsm``; the states ``"X_" + key`` by default.
     dims
@@ -65,7 +66,7 @@ def states(
         is_number = values.dtype.kind in "fiu"
         ax = new_or_given(ax, (3.6 + (0.6 if is_number else _legend_width(values)), 3.4))
         if is_number:
-            _by_number(ax, points, values.to_numpy(dtype=float), column)
+            _by_number(ax, points, numbers_of(values, column), column)
         else:
             values = values.astype("category")
             _by_category(ax, points, values, palette_of(adata, column, values))
@@ -100,11 +101,15 @@ def _needs_legend(names: Sequence[str]) -> bool:
 
 
 def _legend_width(values: pd.Series) -> float:
-    """Inches that the legend takes."""
+    """Inches that the legend takes, if there is one."""
     names = [shorten(str(name)) for name in values.astype("category").cat.categories]
-    if not _needs_legend(names):
-        return 0.0
-    n_rows = -(-len(names) // -(-len(names) // _MAX_LEGEND_ROWS))
+    return legend_inches(names, MAX_LEGEND_ROWS) if _needs_legend(names) else 0.0
+
+
+def legend_inches(names: Sequence[str], most_rows: int) -> float:
+    """Width of a legend of dots in columns of at most so many rows."""
+    names = [shorten(name) for name in names]
+    n_rows = -(-len(names) // -(-len(names) // most_rows))
     columns = [names[start : start + n_rows] for start in range(0, len(names), n_rows)]
     return sum(0.3 + 0.06 * max(map(len, column)) for column in columns)
 
@@ -114,8 +119,25 @@ def _dot_size(n_points: int) -> float:
     return float(np.clip(9_000 / max(n_points, 1), 1.5, 12.0))
 
 
+def numbers_of(values: pd.Series, name: str) -> np.ndarray:
+    """Numbers of a column, ``(n_obs,)``, missing where they are not finite.
+
+    Raises
+    ------
+    ValueError
+        If no cell has one.
+    """
+    numbers = values.to_numpy(dtype=float, na_value=np.nan)
+    if not np.isfinite(numbers).any():
+        raise ValueError(f"color={name!r} has no number for any cell; pass another column.")
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
 def _by_number(ax: Axes, points: np.ndarray, values: np.ndarray, name: str) -> None:
-    drawn = ax.scatter(*points.T, c=values, s=_dot_size(len(points)), cmap="viridis", linewidths=0, rasterized=True)
+    dots = {"s": _dot_size(len(points)), "linewidths": 0, "rasterized": True}
+    has_one = np.isfinite(values)
+    ax.scatter(*points[~has_one].T, color=_NO_TYPE_GREY, **dots)
+    drawn = ax.scatter(*points[has_one].T, c=values[has_one], cmap="viridis", **dots)
     ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.7, aspect=25).outline.set_linewidth(0.6)
 
 
@@ -174,17 +196,21 @@ def _names_on_data(ax: Axes, points: np.ndarray, codes: np.ndarray, names: list[
 
 
 def draw_legend(ax: Axes, names: list[str], colours: np.ndarray) -> None:
+    """Draw a legend of dots to the right of an Axes."""
+    n_columns = -(-len(names) // MAX_LEGEND_ROWS)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=n_columns, **_of_dots(names, colours))
+
+
+def draw_figure_legend(figure: Figure, names: list[str], colours: np.ndarray, n_rows: int) -> None:
+    """Draw a legend of dots to the right of all that a figure has, in columns of so many rows."""
+    figure.legend(loc="outside right center", ncols=-(-len(names) // n_rows), **_of_dots(names, colours))
+
+
+def _of_dots(names: list[str], colours: np.ndarray) -> dict:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=4, color=colour, label=shorten(name))
         for name, colour in zip(names, colours, strict=True)
     ]
-    ax.legend(
-        handles=handles,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        handletextpad=0.2,
-        ncols=-(-len(names) // _MAX_LEGEND_ROWS),
-    )
+    return {"handles": handles, "frameon": False, "handletextpad": 0.2}

@@ -317,7 +317,11 @@ def _check_empty_cells(empty: np.ndarray, n_obs: int, where: str, obs_names: Seq
     more = f" and {empty.size - _NAMED} more" if empty.size > _NAMED else ""
     raise ValueError(
         f"{where} has {empty.size} of {n_obs} cells without any value ({named}{more}); every cell needs at least one: "
-        f"drop them with adata[np.asarray(({where} != 0).sum(1)).ravel() > 0].copy()"
+        + (
+            f"drop them with adata[np.asarray(({where} != 0).sum(1)).ravel() > 0].copy()"
+            if where.startswith("adata.")
+            else "drop them"
+        )
     )
 
 
@@ -353,6 +357,8 @@ def check_setup(
     --------
     >>> check_setup(adata, obs_keys=["batch"])
     """
+    if not hasattr(adata, "n_obs"):
+        raise ValueError(f"adata is a {type(adata).__name__}, and an AnnData is needed: anndata.AnnData(values)")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed")
     get_matrix(adata, layer)

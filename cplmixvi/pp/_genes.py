@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from cplmixvi.pp._checks import COUNT_LIKELIHOODS, check_likelihood
+from cplmixvi.pp._checks import COUNT_LIKELIHOODS, check_likelihood, check_values, is_whole
 from cplmixvi.pp._values import CHUNK_ENTRIES, as_csr
 
 if TYPE_CHECKING:
@@ -105,20 +105,24 @@ def select_genes(
     Raises
     ------
     ValueError
-        If ``n_top`` is not positive, or a key does not exist.
+        If ``n_top`` is not a whole number of at least 1, a key does not exist, or there are values that the likelihood
+        does not allow.
 
     Examples
     --------
     >>> adata = adata[:, select_genes(adata, 2_000)].copy()  # doctest: +SKIP
     """
     check_likelihood(likelihood)
-    if n_top < 1:
-        raise ValueError(f"n_top={n_top} given, at least 1 gene is needed: raise n_top")
+    if not is_whole(n_top) or n_top < 1:
+        raise ValueError(f"n_top={n_top!r} given, a whole number of at least 1 gene is needed")
     if batch_key is not None and batch_key not in adata.obs:
         raise ValueError(f"batch_key={batch_key!r} given, obs has {sorted(adata.obs)}: name one of them, or None")
     if n_top >= adata.n_vars:
         return np.ones(adata.n_vars, dtype=bool)
     values = as_csr(adata, layer)
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    names = {"obs_names": adata.obs_names, "var_names": adata.var_names}
+    check_values(values, likelihood, where=where, allow_empty_cells=True, min_cells=1, **names)
     groups = [np.arange(adata.n_obs)] if batch_key is None else adata.obs.groupby(batch_key, observed=True).indices
     if batch_key is not None:
         # One cell has no variance.

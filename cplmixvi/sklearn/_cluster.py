@@ -23,6 +23,8 @@ from cplmixvi.module import Covariates, infer_jointly, mean_over_arms
 
 #: Rows that are made dense at a time.
 _CHUNK = 1024
+#: Arguments of a training that need rows apart from those that are trained on.
+_HELD_OUT = ("train_size", "validation_size", "early_stopping", "check_val_every_n_epoch", "datasplitter_kwargs")
 
 
 class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -49,7 +51,8 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
     max_epochs, batch_size, accelerator
         See :meth:`cplmixvi.CplMixVI.train`.
     model_kwargs, train_kwargs
-        Further keyword arguments of :class:`~cplmixvi.CplMixVI` and of :meth:`cplmixvi.CplMixVI.train`.
+        Further keyword arguments of :class:`~cplmixvi.CplMixVI` and of :meth:`cplmixvi.CplMixVI.train`. All rows are
+        trained on, so that there is nothing to stop early by.
     random_state
         Seed or generator; `None` draws from NumPy's global generator, as usual in scikit-learn.
 
@@ -134,6 +137,7 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
             If the fit is unsound, see :meth:`cplmixvi.CplMixVI.report`, or may be because values are very large.
         """
         pp.check_likelihood(self.likelihood)
+        self._check_further()
         X = self._checked(X, reset=True, ensure_min_samples=2)
         if self.n_clusters is not None:
             pp.check_n_categories(self.n_clusters, X.shape[0])
@@ -210,6 +214,19 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
             reset=reset,
             ensure_min_samples=ensure_min_samples,
         )
+
+    def _check_further(self) -> None:
+        """Refuse further arguments that are parameters of this class, or need rows that are not trained on."""
+        own = {"n_clusters": "n_categories", "n_state": "n_state", "n_arms": "n_arms", "likelihood": "likelihood"}
+        for name, meant in (*own.items(), ("augment", "augment")):
+            if meant in (self.model_kwargs or {}):
+                raise ValueError(f"model_kwargs has {meant!r}: give it as {name}=.")
+        given = self.train_kwargs or {}
+        if "max_epochs" in given:
+            raise ValueError("train_kwargs has 'max_epochs': give it as max_epochs=.")
+        held_out = [name for name in _HELD_OUT if given.get(name)]
+        if held_out:
+            raise ValueError(f"train_kwargs has {held_out[0]!r}, and all rows are trained on: leave it out.")
 
     def _trained(self, X) -> CplMixVI:
         """Train a model, and part it from its cells, which scvi-tools would keep for as long as the process lives."""

@@ -80,9 +80,10 @@ def annotate(
           than 1 by the probability of categories without cells and, with ``top_k`` (a CSR matrix), by the probabilities
           that are left out;
         - ``uns[key]``: ``params``, ``categories`` (of the columns of ``key_proba``), ``n_categories``, ``pruned``
-          (indices of the categories without cells), ``n_unassigned``, ``history``, ``version``, ``versions`` (of the
-          packages that the model was trained with), ``seed`` (of its training, if one was set) and ``input_sha256`` (of
-          the values it was trained on, see :func:`cplmixvi.pp.input_hash`); with two or more arms also ``consensus``,
+          (indices of the categories without cells), ``n_unassigned``, ``has_condition`` (whether levels were written),
+          ``history``, ``version``, ``versions`` (of the packages that the model was trained with), ``seed`` (of its
+          training, if one was set) and ``input_sha256`` (of the values it was trained on, see
+          :func:`cplmixvi.pp.input_hash`); with two or more arms also ``consensus``,
           ``consensus_by_category`` and ``consensus_by_arm`` (see :class:`~cplmixvi.Consensus`);
           ``found_again_by_category`` if training fitted halves of the data (see
           :attr:`cplmixvi.CplMixVI.calibration_`); and ``selection`` if the model has determined the number of
@@ -103,19 +104,22 @@ def annotate(
     keys = ResultKeys(key_added)
     if values_of is not None and not values_of.obs_names.equals(adata.obs_names):
         raise ValueError("values_of has other cells than adata, or in another order; the same obs_names are needed.")
-    posterior = model.get_posterior(adata if values_of is None else values_of, batch_size=batch_size, top_k=top_k)
+    cells = adata if values_of is None else values_of
+    if cells is model.adata:
+        model.check_own_values()
+    posterior = model.get_posterior(cells, batch_size=batch_size, top_k=top_k)
     final = posterior.category
     consensus = Consensus.from_labels(posterior.labels, final, model.n_categories, model.category_names)
     used = np.unique(final)
     confidence = posterior.confidence.astype(np.float32)
     # In the precision that is written, so that the column shows why a cell is unassigned.
-    is_uncertain = confidence < np.float32(min_confidence)
+    is_uncertain = ~(confidence >= np.float32(min_confidence))
     columns = {
         keys.labels: _labels(consensus.categories, final, is_uncertain),
         keys.confidence: confidence,
         keys.agreement: consensus.by_cell.astype(np.float32),
     }
-    if model.condition_ is not None and _was_trained_on(model, adata if values_of is None else values_of):
+    if model.condition_ is not None and _was_trained_on(model, cells):
         columns[keys.condition] = pd.Categorical.from_codes(model.condition_, categories=["0", "1"])
     proba = posterior.proba[:, used].astype(np.float32, copy=False)
     arrays = {
@@ -124,6 +128,7 @@ def annotate(
     }
     entry = _waiting_selection(adata.uns.get(keys.uns)) | _summary(model, consensus, used)
     entry["n_unassigned"] = int(is_uncertain.sum())
+    entry["has_condition"] = keys.condition in columns
     if min_confidence > 0:
         entry["params"]["min_confidence"] = float(min_confidence)
 
@@ -145,7 +150,8 @@ def _was_trained_on(model: CplMixVI, cells: AnnData) -> bool:
 def model_values(adata: AnnData, model: CplMixVI) -> sparse.csr_matrix:
     """Values of the model's genes in its order, ``(n_obs, n_genes)``."""
     positions = adata.var_names.astype(str).get_indexer(np.asarray(model.get_var_names()).astype(str))
-    return pp.as_csr(adata, model.registry_["setup_args"].get("layer"))[:, positions]
+    values = pp.as_csr(adata, model.registry_["setup_args"].get("layer"))
+    return values if np.array_equal(positions, np.arange(values.shape[1])) else values[:, positions]
 
 
 def _labels(names: np.ndarray, final: np.ndarray, is_uncertain: np.ndarray) -> pd.Categorical:
@@ -162,7 +168,7 @@ def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
     if is_ours(earlier):
         adata.uns.pop(f"{keys.labels}_colors", None)
         adata.uns.pop(keys.ranking, None)
-        if keys.condition in adata.obs:
+        if _has_condition(earlier) and keys.condition in adata.obs:
             del adata.obs[keys.condition]
         if "stability_by_category" in earlier and keys.stability in adata.obs:
             del adata.obs[keys.stability]
@@ -273,13 +279,11 @@ _RESERVED = frozenset(
 
 def _check_free(adata: AnnData, keys: ResultKeys) -> None:
     there = adata.uns.get(keys.uns)
-    if _is_annotation(there):
-        return
-    taken = [
-        f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement, keys.condition) if name in adata.obs
-    ]
-    taken += [f"obsm[{name!r}]" for name in (keys.state, keys.proba) if name in adata.obsm]
-    taken += [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns and not is_ours(there) else []
+    taken = [f"obs[{keys.condition!r}]"] if keys.condition in adata.obs and not _has_condition(there) else []
+    if not _is_annotation(there):
+        taken += [f"obs[{name!r}]" for name in (keys.labels, keys.confidence, keys.agreement) if name in adata.obs]
+        taken += [f"obsm[{name!r}]" for name in (keys.state, keys.proba) if name in adata.obsm]
+        taken += [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns and not is_ours(there) else []
     if taken:
         raise ValueError(
             f"{', '.join(taken)} exist already and were not written by cplmixvi; "
@@ -290,6 +294,11 @@ def _check_free(adata: AnnData, keys: ResultKeys) -> None:
 def is_ours(entry: object) -> bool:
     """Whether we wrote an entry of ``uns``: an annotation, or a selection that has none yet."""
     return isinstance(entry, Mapping) and entry.get("origin") == ORIGIN
+
+
+def _has_condition(entry: object) -> bool:
+    """Whether an annotation wrote the levels of a condition; it did not say so before version 0.2."""
+    return isinstance(entry, Mapping) and _is_annotation(entry) and bool(entry.get("has_condition", True))
 
 
 def _is_annotation(entry: object) -> bool:
@@ -328,9 +337,12 @@ def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
     result = adata.uns.get(key)
     if not _is_annotation(result) or key not in adata.obs:
         found = sorted(name for name, entry in adata.uns.items() if _is_annotation(entry))
+        problem = f"key={key!r} names no result of cplmixvi in this AnnData; it has "
+        problem += ", ".join(map(repr, found)) or "none"
+        if _is_annotation(result):
+            problem = f"obs[{key!r}] is missing, though there is uns[{key!r}]"
         raise ValueError(
-            f"key={key!r} names no result of cplmixvi in this AnnData; it has {', '.join(map(repr, found)) or 'none'}; "
-            f"run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first or pass the key of a result."
+            f"{problem}; run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first or pass the key of a result."
         )
     categories = [str(name) for name in result["categories"]]
     # Tools that write text files bring names that are numbers back as numbers.

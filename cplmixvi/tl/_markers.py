@@ -190,6 +190,12 @@ def _check_two(n_categories: int, kind: str, key: str) -> None:
 def _cells_to_test(adata: AnnData, labels: pd.Categorical, layer: str | None, key: str) -> AnnData:
     """Assigned cells with log values and categories, apart from ``adata``."""
     values, were_counts = log_values(adata, layer)
+    if (values.data < 0).any():
+        where = "X" if layer is None else f"layers[{layer!r}]"
+        raise ValueError(
+            f"{where} has negative values, as scaled ones are, and no fold change can be computed from these: name a "
+            "layer of counts or log values by layer=..., or give adata.raw.to_adata() with the result's obs and uns."
+        )
     known = ~labels.isna()
     obs = pd.DataFrame({key: labels[known].remove_unused_categories()}, index=adata.obs_names[known])
     # Rows are copied even where all are known, because scanpy removes stored zeros in place.

@@ -90,6 +90,7 @@ def map_to_reference(
     key_added: str | None = None,
     min_purity: float = 0.0,
     ignore: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Name each category after the most frequent reference type among its labelled cells.
 
@@ -107,6 +108,8 @@ def map_to_reference(
     min_purity
         A category is called ``"unassigned"`` if a smaller fraction of its labelled cells has the name. Categories
         without labelled cells, and cells that :func:`annotate` left unassigned, are also called ``"unassigned"``.
+    overwrite
+        Whether to replace a column that has other values than names of reference types.
 
     Returns
     -------
@@ -117,8 +120,8 @@ def map_to_reference(
     Raises
     ------
     ValueError
-        If a column is missing, ``key_added`` is a column that is read or part of the result, or ``min_purity`` is
-        outside ``[0, 1]``.
+        If a column is missing, ``key_added`` is a column that is read, part of the result or one with other values, or
+        ``min_purity`` is outside ``[0, 1]``.
     """
     if not 0 <= min_purity <= 1:
         raise ValueError(f"min_purity={min_purity!r} is outside [0, 1]; give a share of cells.")
@@ -131,6 +134,13 @@ def map_to_reference(
             f"key_added={key_added!r} is no free name, or one of the result {key!r}; choose another column."
         )
     reference, categories = _columns(adata, reference_key, key)
+    if key_added in adata.obs and not overwrite:
+        there = set(adata.obs[key_added].dropna().astype(str)) - {*reference.dropna().astype(str), UNASSIGNED}
+        if there:
+            raise ValueError(
+                f"obs[{key_added!r}] exists and has values such as {min(there)!r}, which are no names of "
+                f"{reference_key!r}; choose another key_added, or overwrite=True to replace it."
+            )
     confusion = metrics.confusion(reference, categories, ignore=ignore)
     sizes = categories.value_counts()
     rows = {}

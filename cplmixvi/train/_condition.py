@@ -41,6 +41,9 @@ MAX_CELLS, MAX_DIMENSIONS = 5_000, 25
 #: that it does not cut all of them and enough to tell it from a type; and cells that each must have on average
 #: at each level.
 _FEW_CATEGORIES, _CELLS_PER_CATEGORY = 8, 20
+#: Where these follow it as well, still fewer may not; but what so few have in common is more often a pair of types, so
+#: that more members must see it.
+_FEWEST_CATEGORIES, _MIN_SEEN_OF_FEWEST = 5, 0.8
 #: Adjusted mutual information with batches, and with levels, above which a member's categories follow them.
 _MIN_FOLLOWING, _MIN_FOLLOWING_LEVELS = 0.02, 0.01
 
@@ -99,8 +102,8 @@ def crossing(
 ) -> AcrossLevels | None:
     """What compares cells at the levels of a condition that types should not follow, if there is one.
 
-    For use before the number of categories is known: a condition that nobody named is looked for with eight. With as
-    many as there are types at each level, it would cut every type, and none would have both levels.
+    For use before the number of categories is known: a condition that nobody named is looked for with eight, then
+    with five. With as many as there are types at each level, it would cut every type, and none would have both levels.
 
     Parameters
     ----------
@@ -142,7 +145,7 @@ def find_condition(
 
     That is the batches themselves, if they change some types much more than others and the categories of most members
     follow them along what they add. Where all categories follow a strong condition, none has both of its levels: if
-    there are more than eight, a second committee with eight is asked.
+    there are more than eight, a second committee with eight is asked, and a third one with five.
 
     Parameters
     ----------
@@ -182,19 +185,28 @@ def find_condition(
 
 
 def _find_with_few(x: torch.Tensor, batch: torch.Tensor, n_known: int, seed: int) -> Condition | None:
-    """Levels that most members of a committee with eight categories see alike, or as many as are known."""
+    """Levels that members of a committee with eight categories (or as many as are known) see alike, or with five."""
     x, batch = x[:MAX_CELLS], batch[:MAX_CELLS]
-    committee = fit_committee(x, max(_FEW_CATEGORIES, n_known), batch, seed=seed, plain_seeds=True)
-    return _find_levels(x, batch, committee)
+    tries = [(max(_FEW_CATEGORIES, n_known), MIN_SEEN)]
+    if n_known <= _FEWEST_CATEGORIES:
+        tries.append((_FEWEST_CATEGORIES, _MIN_SEEN_OF_FEWEST))
+    for n_categories, min_seen in tries:
+        committee = fit_committee(x, n_categories, batch, seed=seed, plain_seeds=True)
+        condition = _find_levels(x, batch, committee, min_seen)
+        if condition is not None:
+            return condition
+    return None
 
 
 @torch.no_grad()
-def _find_levels(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion]) -> Condition | None:
+def _find_levels(
+    x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opinion], min_seen: float = MIN_SEEN
+) -> Condition | None:
     """Levels that most members see alike, of a condition that no batch stands for; see :func:`find_condition`."""
     places = [(*_place(member, x, batch), len(member.order)) for member in committee]
     found = _seen(places)
     sees = [not levels.problem for levels in found]
-    if sum(sees) < MIN_SEEN * len(committee):
+    if sum(sees) < min_seen * len(committee):
         return None
     members, found, places = (list(itertools.compress(part, sees)) for part in (committee, found, places))
     votes = torch.stack([_vote(levels.of(*place[:2])) for levels, place in zip(found, places, strict=True)])
@@ -206,7 +218,7 @@ def _find_levels(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opini
     agree = [
         bool(((vote > 0) == majority)[vote.abs() > 2 * _SURE - 1].double().mean() >= _MIN_AGREEMENT) for vote in votes
     ]
-    if sum(agree) < MIN_SEEN * len(committee):
+    if sum(agree) < min_seen * len(committee):
         return None
     members, found, places, turns = (
         list(itertools.compress(part, agree)) for part in (members, found, places, is_turned.tolist())
@@ -220,14 +232,29 @@ def _find_levels(x: torch.Tensor, batch: torch.Tensor, committee: Sequence[Opini
 def _are_of_batches(levels: Levels, category: torch.Tensor, level: torch.Tensor, batch: torch.Tensor) -> bool:
     """Whether cells of a batch and type have one level, so that none has a counterpart in its batch."""
     inside = levels.is_mixed[category]
-    group, level, batch = levels.group[category][inside], level[inside].double(), batch[inside]
+    return bool(inside.any()) and are_of_groups(level[inside], batch[inside], levels.group[category][inside])
+
+
+def are_of_groups(level: torch.Tensor, group: torch.Tensor, kind: torch.Tensor | None = None) -> bool:
+    """Whether most cells of a group have one level, so that few have counterparts in their group.
+
+    Parameters
+    ----------
+    level
+        Of two, ``(n,)``.
+    group
+        Codes, ``(n,)``.
+    kind
+        Codes of what cells are compared inside of, ``(n,)``; all cells are of one kind if `None`.
+    """
+    kind = torch.zeros_like(group) if kind is None else kind
 
     def rarer(of: torch.Tensor) -> float:
         """Share of the cells that are not on the level of most cells with the same code."""
-        n_upper = torch.zeros(int(of.max()) + 1, dtype=torch.double).index_add_(0, of, level)
+        n_upper = torch.zeros(int(of.max()) + 1, dtype=torch.double).index_add_(0, of, level.double())
         return float(torch.minimum(n_upper, torch.bincount(of) - n_upper).sum() / len(level))
 
-    return len(level) > 0 and rarer(group * (int(batch.max()) + 1) + batch) < _MIN_RARER * rarer(group)
+    return rarer(kind * (int(group.max()) + 1) + group) < _MIN_RARER * rarer(kind)
 
 
 def _seen(places: Sequence[tuple[torch.Tensor, torch.Tensor, int]]) -> list[Levels]:

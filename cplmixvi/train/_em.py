@@ -15,7 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from ._gaussian import are_many, inverse_root, mahalanobis2, mean_precision, moments, ridge_of
 from ._labels import certain, importance, labelled
@@ -244,3 +246,8 @@ class MixtureEM:
             log_p = log_p + (log_t - 0.5 * log_det) / len(views)
             precision.append((self.dof + d) / (self.dof + distance2))
         return log_p, precision
+
+
+def matched(reference: torch.Tensor, posterior: torch.Tensor) -> np.ndarray:
+    """Order of ``posterior``'s categories that overlaps most with ``reference``'s."""
+    return linear_sum_assignment((reference.double().T @ posterior.double()).numpy(), maximize=True)[1]

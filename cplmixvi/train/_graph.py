@@ -17,7 +17,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestNeighbors
 
-from ._em import Fit, MixtureEM
+from ._em import Fit, MixtureEM, matched
 from ._labels import some_rows
 
 N_NEIGHBORS = 15
@@ -82,6 +82,10 @@ class GraphMixture(MixtureEM):
         seed = int(torch.randint(2**31 - 1, (1,), generator=self.generator))
         labels = communities(widest.numpy(), self.n_components, join_pieces=self.join_pieces, seed=seed)
         own = torch.nn.functional.one_hot(torch.from_numpy(labels), self.n_components).float()
+        if of_some is not None:
+            # Numbers of communities are arbitrary, and a step or two do not lead from one to another.
+            has = of_some >= 0
+            own = own[:, matched(torch.nn.functional.one_hot(of_some[has], self.n_components), own[has])]
         begun = own if starts is None else _most_typical([own, *(start[rows] for start in starts)])
         fit = self.maximise(some, begun, n_iterations=self.n_iterations, known=of_some)
         if rows == slice(None):

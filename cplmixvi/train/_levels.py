@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -144,24 +143,27 @@ def two_levels(
 
 def _inside(z: torch.Tensor, category: torch.Tensor, n_categories: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Coordinates from the centres of categories, ``(n, d)``, and their covariance."""
-    members = torch.nn.functional.one_hot(category, n_categories).double()
-    centre = members.T @ z / members.sum(0).clamp_min(1e-9)[:, None]
-    inside = z - centre[category]
+    size = torch.bincount(category, minlength=n_categories).double()
+    inside = z - (_sums(z, category, size) / size.clamp_min(1e-9)[:, None])[category]
     return inside, inside.T @ inside / len(z) + ridge_of(z)
+
+
+def _sums(values: torch.Tensor, category: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Sums of values ``(n, ...)`` over the cells of each category, of sizes ``(K,)``: ``(K, ...)``."""
+    return values.new_zeros(len(size), *values.shape[1:]).index_add_(0, category, values)
 
 
 def _fit(z: torch.Tensor, category: torch.Tensor, group: torch.Tensor, level: torch.Tensor) -> Levels:
     """Levels from those to begin with, ``(n,)``, where categories of a group are one."""
     joined = group[category]
     inside, total = _inside(z, joined, len(group))
-    members = torch.nn.functional.one_hot(joined, len(group)).double()
-    size = members.sum(0)
+    size = torch.bincount(joined, minlength=len(group)).double()
     strength, shift, within, previous = torch.ones(len(group), dtype=torch.double), None, total, -torch.inf
     for iteration in range(_N_ITERATIONS):
-        share = members.T @ level / size.clamp_min(1e-9)
+        share = _sums(level, joined, size) / size.clamp_min(1e-9)
         weight = size * share * (1 - share)
         # What levels of each category differ by, times its weight.
-        difference = (members * (level - share[joined])[:, None]).T @ inside
+        difference = _sums((level - share[joined])[:, None] * inside, joined, size)
         if shift is None:
             shift = difference.sum(0) / weight.sum().clamp_min(1e-9)
         axis = torch.linalg.solve(within, shift)
@@ -187,10 +189,10 @@ def _fit(z: torch.Tensor, category: torch.Tensor, group: torch.Tensor, level: to
         if iteration > 5 and log_likelihood - previous < 1e-5:
             break
         previous = log_likelihood
-    centre = members.T @ z / size.clamp_min(1e-9)[:, None]
+    centre = _sums(z, joined, size) / size.clamp_min(1e-9)[:, None]
     middle = centre @ axis
     offset = strength * (strength * length2 * (share - 0.5) - middle) + torch.logit(prior)
-    share = members.T @ level / size.clamp_min(1e-9)
+    share = _sums(level, joined, size) / size.clamp_min(1e-9)
     is_mixed = (torch.minimum(share, 1 - share) >= _MIN_SHARE) & (size >= _MIN_CELLS)
     levels = Levels(
         shift=shift,
@@ -246,23 +248,21 @@ def _problem(
 
 def _with_twins_joined(z: torch.Tensor, category: torch.Tensor, levels: Levels) -> Levels | None:
     """Levels with categories joined that seem to be the two halves of a type; `None` if there are none."""
-    members = torch.nn.functional.one_hot(category, len(levels.group)).double()
-    size = members.sum(0)
-    centre = levels.whiten(members.T @ z / size.clamp_min(1e-9)[:, None])
-    direction = levels.direction
+    size = torch.bincount(category, minlength=len(levels.group)).double()
+    centre = levels.whiten(_sums(z, category, size) / size.clamp_min(1e-9)[:, None])
     is_alone = torch.bincount(levels.group, minlength=len(size))[levels.group] == 1
-    single = torch.nonzero((size >= _MIN_CELLS) & ~levels.is_mixed & is_alone).view(-1).tolist()
-    pairs = []
-    for first, second in itertools.combinations(single, 2):
-        between = centre[second] - centre[first]
-        cosine = float(between @ direction / between.norm().clamp_min(1e-9))
-        if abs(cosine) > _TWIN_COSINE:
-            pairs.append((abs(cosine), first, second, cosine > 0))
+    single = torch.nonzero((size >= _MIN_CELLS) & ~levels.is_mixed & is_alone).view(-1)
+    place = centre[single] @ levels.direction
+    cosine = ((place - place[:, None]) / torch.cdist(centre[single], centre[single]).clamp_min(1e-9)).triu(1)
+    pairs = torch.nonzero(cosine.abs() > _TWIN_COSINE)
+    found = cosine[tuple(pairs.T)]
     group, level = levels.group.clone(), levels.of(z, category)
     taken: set[int] = set()
-    for _, first, second, second_is_upper in sorted(pairs, reverse=True):
+    for index in found.abs().argsort(descending=True).tolist():
+        first, second = single[pairs[index]].tolist()
         if taken.isdisjoint((first, second)):
             taken |= {first, second}
+            second_is_upper = bool(found[index] > 0)
             group[second] = first
             level[category == first], level[category == second] = float(not second_is_upper), float(second_is_upper)
     return _fit(z, category, group, level) if taken else None

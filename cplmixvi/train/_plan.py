@@ -23,7 +23,7 @@ from cplmixvi.module import synced
 
 from ._answers import GuideAnswers
 from ._cells import training_cells
-from ._condition import LevelOf, its_batch, may_cross
+from ._condition import LevelOf, are_of_groups, its_batch, may_cross
 from ._follow import follow_guide
 from ._guide import MAX_CELLS, fit_guide, guide_input, known_categories
 from ._guide_state import guide_of, guide_state
@@ -84,7 +84,8 @@ class CplMixPlan(TrainingPlan):
     crosses
         Whether types would follow that condition, so that copies are of both levels.
     compared
-        Batch of each cell, likewise, where batches are compared; `None` if they are not.
+        Batch of each cell, likewise, where batches are compared, or its level, where a categorical covariate has the
+        levels of the condition; `None` elsewhere.
     half_fits
         Labels of the training cells by fits to halves of them, see :func:`~cplmixvi.train._repeat.fit_halves`.
     """
@@ -107,6 +108,8 @@ class CplMixPlan(TrainingPlan):
         super().__init__(
             module, lr=lr, eps=eps, weight_decay=weight_decay, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
+        if not 0 <= guided_fraction <= 1:
+            raise ValueError(f"guided_fraction={guided_fraction!r} must be a share of the epochs, from 0 to 1.")
         self.warm_start, self.guided_fraction = warm_start, guided_fraction
         self.find_condition, self.fit_halves, self.begin = find_condition, fit_halves, begin
         self.level: np.ndarray | None = None
@@ -253,6 +256,10 @@ class CplMixPlan(TrainingPlan):
             logger.info("Batches change some types much more than others: types are looked for across batches.")
         else:
             self.level, self.crosses = found.astype(np.int8), is_followed
+            level, group = (torch.from_numpy(codes[cells.rows]).long() for codes in (found, cells.group))
+            if is_followed and are_of_groups(level, group):
+                # Decoders are given a covariate that has these levels: copies must be of the cell's own.
+                self.compared = found
             upper = self.level[cells.rows].mean()
             logger.info(
                 "A condition shifts cells of most types alike (%.0f%% of them): types do not follow it.", 100 * upper

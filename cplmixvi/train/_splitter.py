@@ -70,6 +70,11 @@ class CplMixSplitter(DataSplitter):
                 f"{self.n_train} cell is left for training and at least 2 are needed; give more cells or a larger "
                 "train_size."
             )
+        if self.drop_last and self.n_train < batch_size:
+            raise ValueError(
+                f"drop_last=True leaves no minibatch of batch_size={batch_size} of {self.n_train} training cells; give "
+                "a smaller batch_size or drop_last=False."
+            )
         self.data_loader_kwargs["batch_size"] = without_single_tail(self.n_train, batch_size)
 
     def setup(self, stage: str | None = None) -> None:
@@ -108,7 +113,6 @@ class CplMixSplitter(DataSplitter):
                 self.adata_manager,
                 indices=self.train_idx,
                 shuffle=True,
-                drop_last=self.drop_last,
                 load_sparse_tensor=self.load_sparse_tensor,
                 **options,
             )

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d, median_filter
-from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from torch import nn
 
-from ._em import Fit, Mixture, MixtureEM
+from ._em import Fit, Mixture, MixtureEM, matched
 from ._gaussian import mahalanobis2
 from ._graph import GraphMixture
 from ._labels import some_rows
@@ -105,7 +104,9 @@ class Projection(nn.Module):
         # the optimum of a mixture in them.
         exact = x.shape[1] <= MAX_GENES_EXACT and len(x) > 1
         pca = PCA(n_components, svd_solver="covariance_eigh" if exact else "randomized", random_state=0)
-        pca.fit(self._standardise(x, batch).numpy())
+        # Shares of a variance of zero.
+        with np.errstate(invalid="ignore"):
+            pca.fit(self._standardise(x, batch).numpy())
         return torch.from_numpy(np.ascontiguousarray(pca.components_.T, dtype=np.float32))
 
     def _standardise(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -376,11 +377,6 @@ def usual_dimensions(start: str, n_categories: int) -> tuple[int, ...]:
 def usual_scalings(start: str) -> list[float | None]:
     """How genes are scaled in different projections, see :class:`Projection`; images need one only."""
     return [None] if start == "images" else list(SCALINGS)
-
-
-def matched(reference: torch.Tensor, posterior: torch.Tensor) -> np.ndarray:
-    """Order of ``posterior``'s categories that overlaps most with ``reference``'s."""
-    return linear_sum_assignment((reference.double().T @ posterior.double()).numpy(), maximize=True)[1]
 
 
 def possible(dimensions: Sequence[int], n_cells: int, n_genes: int) -> list[int]:
