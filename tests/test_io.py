@@ -181,6 +181,21 @@ def test_damaged_values_are_refused(damaged):
         io.decode({"a": [damaged]}, {})
 
 
+def fail_at(monkeypatch, move, after, error):
+    """Let a move of files, counted from 1, fail before or after it was made; returns the list that all are added to."""
+    replace, moves = os.replace, []
+
+    def fail(source, target):
+        moves.append(source)
+        if after or len(moves) != move:
+            replace(source, target)
+        if len(moves) == move:
+            raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    return moves
+
+
 class TestWholeFolder:
     def test_files_of_others_stay_and_ours_are_replaced(self, tmp_path):
         path = tmp_path / "there"
@@ -204,25 +219,15 @@ class TestWholeFolder:
         before = {"ours": "before", "old": "before", "theirs": "before"}
         for name, text in before.items():
             (path / name).write_text(text)
-        replace, n_moves = os.replace, 0
-
-        def fail(source, target):
-            nonlocal n_moves
-            n_moves += 1
-            if after or n_moves != move:
-                replace(source, target)
-            if n_moves == move:
-                raise error
-
         with pytest.raises(OSError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
             with io.whole_folder(path, {"ours", "old", "fresh"}) as folder:
                 for name in ("ours", "fresh"):
                     (folder / name).write_text("after")
                 if move == 0:
                     raise error
-                monkeypatch.setattr(os, "replace", fail)
+                moves = fail_at(monkeypatch, move, after, error)
             # Two files go aside and two come.
-            assert n_moves == 4
+            assert len(moves) == 4
             raise error
         if isinstance(error, OSError) and move < 5:
             assert caught.match("check space and permissions")
@@ -248,17 +253,7 @@ def test_a_store_is_replaced_or_stays(tmp_path, monkeypatch, move, after):
     for folder, text in ((store, "before"), (scratch / "a.zarr", "after")):
         folder.mkdir(parents=True)
         (folder / "data").write_text(text)
-    replace, n_moves = os.replace, 0
-
-    def fail(source, target):
-        nonlocal n_moves
-        n_moves += 1
-        if after or n_moves != move:
-            replace(source, target)
-        if n_moves == move:
-            raise SystemExit(143)
-
-    monkeypatch.setattr(os, "replace", fail)
+    fail_at(monkeypatch, move, after, SystemExit(143))
     with pytest.raises(SystemExit):
         io.swap(scratch / "a.zarr", store, aside=scratch / "old")
     assert (store / "data").read_text() == ("after" if (move, after) == (2, True) else "before")
