@@ -84,7 +84,7 @@ def test_training_warns_of_an_unsound_fit_and_not_of_a_sound_one(make_counts):
     assert model.report().sound
 
 
-def test_a_condition_is_counted_in_the_cells_that_are_reported(make_counts):
+def test_a_condition_is_counted_in_the_cells_that_are_reported(make_counts, tmp_path):
     adata = make_counts(n_obs=80)
     cpl.CplMixVI.setup_anndata(adata)
     model = cpl.CplMixVI(adata, 3, n_hidden=8)
@@ -94,3 +94,6 @@ def test_a_condition_is_counted_in_the_cells_that_are_reported(make_counts):
     assert model.report(indices=range(10)).condition == 1
     assert model.report(indices=range(40, 80)).condition is None
     assert model.report(adata.copy()).condition is None
+    model.save(tmp_path / "model")
+    loaded = cpl.CplMixVI.load(tmp_path / "model", adata[:30].copy())
+    assert loaded.report(indices=range(20)).condition is None

@@ -223,7 +223,9 @@ class GettersMixin(Mixin):
         posterior = self.get_posterior(adata, indices, batch_size, calibrated=False)
         found_again = None if self.calibration_ is None else self.calibration_["found_again"]
         report = Report.from_posterior(posterior.proba, posterior.labels, self.category_names, found_again)
-        if self.condition_ is not None and (adata is None or adata is self.adata) and self.adata is not None:
+        is_own = self.adata is not None and (adata is None or adata is self.adata)
+        # A model may be loaded with other cells than it was trained on.
+        if is_own and self.condition_ is not None and len(self.condition_) == self.adata.n_obs:
             rows = checked_rows(indices, self.adata.n_obs)
             levels = self.condition_ if rows is None else self.condition_[rows]
             # Of cells that were trained on: others have no level.
