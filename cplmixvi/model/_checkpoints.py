@@ -164,8 +164,7 @@ class CheckpointsMixin(Mixin):
 
     def _cells_digest(self) -> str:
         """Hash of all that is registered of the model's cells."""
-        values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        total = hashlib.sha256(pp.input_hash(values, self.adata.var_names).encode())
+        total = hashlib.sha256(self._values_digest().encode())
         for key in sorted(set(self.adata_manager.data_registry) - {REGISTRY_KEYS.X_KEY}):
             total.update(key.encode())
             total.update(np.ascontiguousarray(self.adata_manager.get_from_registry(key)).tobytes())

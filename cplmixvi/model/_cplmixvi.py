@@ -33,7 +33,7 @@ from ._devices import check_several
 from ._failure import as_it_was_on_failure
 from ._getters import GettersMixin
 from ._inherited import InheritedMixin
-from ._inputs import InputsMixin, where
+from ._inputs import InputsMixin
 from ._labels import LabelsField, registered_labels
 from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
@@ -145,7 +145,7 @@ class CplMixVI(
             pp.check_values(
                 values,
                 likelihood,
-                where=where(layer),
+                where=pp.source_name(layer),
                 obs_names=adata.obs_names,
                 var_names=adata.var_names,
                 allow_empty_cells=allow_empty_cells,

@@ -46,8 +46,7 @@ class InputsMixin(Mixin):
         """
         if self._digest is None or is_on_disk(self.adata_manager) or not self._has_own_genes():
             return
-        values = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        if pp.input_hash(values, self.adata.var_names) != self._digest:
+        if self._values_digest() != self._digest:
             raise ValueError(
                 "Values of the model's own cells have changed since it was trained: restore them, or train again. Keep "
                 "what the model reads in a layer, and name it in setup_anndata(layer=...)."
@@ -70,6 +69,10 @@ class InputsMixin(Mixin):
         aligned = align_genes(adata, self.get_var_names())
         check_cells(aligned, self.registry_, self.likelihood, self.allow_empty_cells)
         return self._registered(aligned, copy_if_view)
+
+    def _values_digest(self) -> str:
+        """Hash of the own cells' values and genes as they are now."""
+        return pp.input_hash(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY), self.adata.var_names)
 
     def _has_own_genes(self) -> bool:
         """Whether the model's own cells have the genes that they were set up with, in that order."""
@@ -120,11 +123,6 @@ class InputsMixin(Mixin):
         return super().get_var_names(*args, **kwargs) if names is None else np.asarray(names)
 
 
-def where(layer: str | None) -> str:
-    """What to call the values of a layer, or of none, in messages."""
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
 def check_cells(
     adata: AnnData, registry: dict, likelihood: str, allow_empty_cells: bool | None, *, new_batches: bool = False
 ) -> None:
@@ -155,7 +153,7 @@ def check_cells(
     pp.check_values(
         adata.X if layer is None else adata.layers[layer],
         likelihood,
-        where=where(layer),
+        where=pp.source_name(layer),
         obs_names=adata.obs_names,
         var_names=adata.var_names,
         allow_empty_cells=allow_empty_cells,
@@ -201,7 +199,7 @@ def check_kept(manager: AnnDataManager, likelihood: str) -> None:
         some = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, _LOOKED_AT)).astype(int))
         try:
             with warnings.catch_warnings(action="ignore"):
-                name = where(arguments.get("layer"))
+                name = pp.source_name(arguments.get("layer"))
                 pp.check_values(values[some], likelihood, where=name, allow_empty_cells=True, min_cells=1)
         except ValueError as error:
             raise ValueError(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         _adata: Any
         _adata_manager: Any
         _digest: str | None
+        _values_digest: Any
 
 else:
     Mixin = object

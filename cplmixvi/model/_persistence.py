@@ -12,7 +12,6 @@ import anndata as ad
 import scvi
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
 from cplmixvi import io, pp
@@ -349,11 +348,7 @@ class PersistenceMixin(Mixin):
         values = "counts" if self.likelihood in COUNT_LIKELIHOODS else "values in [0, 1]"
         if self.likelihood in LOG_LIKELIHOODS:
             values = "log values"
-        digest = None
-        if self.adata is not None:
-            read = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-            digest = pp.input_hash(read, self.adata.var_names)
-        self._digest = digest
+        self._digest = digest = None if self.adata is None else self._values_digest()
         # The plan of this training, which found a condition in these cells or did not.
         plan = self.trainer.lightning_module
         if digest != (self.training_ or {}).get("input_sha256") and getattr(plan, "level", None) is None:
@@ -363,7 +358,7 @@ class PersistenceMixin(Mixin):
             "n_cells": int(self.summary_stats.n_cells if self.train_indices is None else len(self.train_indices)),
             "n_genes": int(self.summary_stats.n_vars),
             "values": values,
-            "source": "adata.X" if layer is None else f"adata.layers[{layer!r}]",
+            "source": pp.source_name(layer),
             "input_sha256": digest,
             "n_epochs": int(self.trainer.current_epoch),
             "seed": scvi.settings.seed,

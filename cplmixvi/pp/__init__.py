@@ -8,6 +8,7 @@ from cplmixvi.pp._checks import (
     check_structure,
     check_values,
     is_whole,
+    source_name,
 )
 from cplmixvi.pp._genes import select_genes
 from cplmixvi.pp._hash import input_hash
@@ -30,5 +31,6 @@ __all__ = [
     "log_normalize",
     "matrices",
     "select_genes",
+    "source_name",
     "to_csr",
 ]

@@ -185,6 +185,26 @@ def _check_shape(X, where: str, min_cells: int) -> None:
         raise ValueError(f"{where} holds {X.dtype}; real numbers are needed: convert with .astype('float32')")
 
 
+def source_name(layer: str | None) -> str:
+    """What to call the values of a layer, or of none, in messages.
+
+    Parameters
+    ----------
+    layer
+        Name of a layer; None for ``adata.X``.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> source_name(None)
+    'adata.X'
+    """
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
 def check_structure(X, where: str = "adata.X") -> None:
     """Check that a sparse matrix in memory does not refer to cells or genes that it does not have.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from cplmixvi.pp._checks import COUNT_LIKELIHOODS, check_likelihood, check_values, is_whole
+from cplmixvi.pp._checks import COUNT_LIKELIHOODS, check_likelihood, check_values, is_whole, source_name
 from cplmixvi.pp._values import CHUNK_ENTRIES, as_csr
 
 if TYPE_CHECKING:
@@ -120,9 +120,8 @@ def select_genes(
     if n_top >= adata.n_vars:
         return np.ones(adata.n_vars, dtype=bool)
     values = as_csr(adata, layer)
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     names = {"obs_names": adata.obs_names, "var_names": adata.var_names}
-    check_values(values, likelihood, where=where, allow_empty_cells=True, min_cells=1, **names)
+    check_values(values, likelihood, where=source_name(layer), allow_empty_cells=True, min_cells=1, **names)
     groups = [np.arange(adata.n_obs)] if batch_key is None else adata.obs.groupby(batch_key, observed=True).indices
     if batch_key is not None:
         # One cell has no variance.
