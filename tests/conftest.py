@@ -48,6 +48,13 @@ def small_committee():
         yield
 
 
+@pytest.fixture(scope="module")
+def medium_committee():
+    """For tests of what members of a committee have in common."""
+    with quick_start(members=5):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of prepared data sets; skips without it, unless CPLMIXVI_REQUIRE_DATA=1 says it must be there."""

@@ -8,11 +8,13 @@ import torch
 import cplmixvi as cpl
 from cplmixvi._constants import CELL_KEY
 from cplmixvi.augment import AcrossBatches, AcrossLevels, Cells, CountThinning, Neighbours
-from cplmixvi.train import _condition, _views
+from cplmixvi.train import _condition
 from cplmixvi.train import _plan as plan
 from cplmixvi.train._condition import find_condition, its_batch
 from cplmixvi.train._levels import MIN_SEPARATION, two_levels
 from cplmixvi.train._views import batches_respond, fit_committee, no_batch
+
+pytestmark = pytest.mark.usefixtures("medium_committee")
 
 
 def treatment(*strength, n_obs=600, marker_fold=4.0, n_genes=15):
@@ -44,7 +46,7 @@ def one_responds():
 
 
 @pytest.fixture(scope="module")
-def trained(treated):
+def trained(treated, medium_committee):
     adata = treated.copy()
     scvi.settings.seed = 0
     cpl.CplMixVI.setup_anndata(adata)
@@ -132,8 +134,7 @@ def test_one_category_with_few_cells_and_no_variation():
     assert (levels.separation < MIN_SEPARATION).all()
 
 
-def test_a_committee_finds_the_treatment_and_nothing_without_it(treated, monkeypatch):
-    monkeypatch.setitem(_views.MEMBERS, "mixture", 5)
+def test_a_committee_finds_the_treatment_and_nothing_without_it(treated):
     for name, expected in (("all", True), ("yes", False)):
         some = treated if name == "all" else treated[treated.obs["treated"] == name]
         x = torch.from_numpy(np.asarray(cpl.pp.log_normalize(some.X), dtype=np.float32))

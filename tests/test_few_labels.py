@@ -9,6 +9,8 @@ from _some_labels import NAMES, cells_with_some_labels, fit, some_labels
 import cplmixvi as cpl
 from cplmixvi.train._views import fit_views
 
+pytestmark = pytest.mark.usefixtures("medium_committee")
+
 
 @pytest.fixture(scope="module")
 def hard(make_counts):

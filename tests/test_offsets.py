@@ -12,6 +12,8 @@ from cplmixvi.train._offsets import OffsetMixture, batch_means, shifts
 from cplmixvi.train._selection import select_n_categories
 from cplmixvi.train._views import Projection, fit_views
 
+pytestmark = pytest.mark.usefixtures("medium_committee")
+
 
 @pytest.fixture(scope="module")
 def counted():

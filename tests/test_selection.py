@@ -69,6 +69,27 @@ def test_halves_of_genes_are_disjoint_and_one_gene_is_no_trouble():
     assert one.n_categories == 2
 
 
+def test_halves_are_the_same_in_parts(monkeypatch):
+    x = torch.poisson(torch.full((300, 3, 50), 70.0), generator=torch.Generator().manual_seed(0))
+    together = _halves.encoded_halves(x, True, torch.log1p, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(_halves, "_CHUNK", 1_000)
+    in_parts = _halves.encoded_halves(x, True, torch.log1p, torch.Generator().manual_seed(1))
+    for whole, parts in zip(together, in_parts, strict=True):
+        assert whole.shape == (300, 50)
+        assert torch.equal(whole, parts)
+
+
+def test_some_of_many_counterparts_are_drawn_for_each_cell():
+    values = torch.arange(12.0)[:, None, None] + 100 * torch.arange(200.0)[:, None]
+    assert torch.equal(_halves.some_levels(values[:8]), values[:8].movedim(0, 1))
+    drawn = _halves.some_levels(values).squeeze(-1)
+    assert drawn.shape == (200, 8)
+    assert torch.equal((drawn // 100).long(), torch.arange(200)[:, None].expand(-1, 8))
+    levels = (drawn % 100).long()
+    assert all(len(row.unique()) == 8 for row in levels)
+    assert torch.bincount(levels.flatten(), minlength=12).min() > 90
+
+
 def test_noise_has_no_types():
     x = torch.poisson(torch.full((400, 50), 3.0), generator=torch.Generator().manual_seed(0))
     selection = select_n_categories(x, on_counts=True, encode=encode, candidates=[2, 3, 5], n_splits=2)

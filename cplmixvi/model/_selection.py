@@ -22,6 +22,7 @@ from cplmixvi.train import (
     half_encoder,
     is_on_disk,
     select_n_categories,
+    some_levels,
 )
 
 from ._mixin import Mixin
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Below this adjusted Rand index two halves of the data hardly agree on any types.
 WEAK = 0.2
+#: Cells whose counterparts are looked up at a time.
+_CHUNK = 500
 _NO_TYPES = (
     "Two halves of the data hardly agree on any categories, whatever their number (adjusted Rand index below "
     f"{WEAK}): there may be no distinct types."
@@ -150,13 +153,14 @@ class SelectionMixin(Mixin):
     def _with_counterparts(
         self, across: Augmenter, rows: np.ndarray, values: torch.Tensor, batch: torch.Tensor, seed: int
     ) -> torch.Tensor:
-        """Values of cells ``(n, n_genes)`` and of their counterparts among these, ``(n, n_levels, n_genes)``."""
+        """Values of cells ``(n, n_genes)`` and of their counterparts among these, ``(n, n_drawn, n_genes)``."""
         cells = Cells(self.adata[rows], values.numpy(), np.arange(len(rows)), self.module.on_counts, batch.numpy())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
                 across.prepare(cells, "cpu")
-                return across.neutral(values, {CELL_KEY: torch.arange(len(rows))}).movedim(0, 1)
+                chunks = torch.arange(len(rows)).split(_CHUNK)
+                return torch.cat([some_levels(across.neutral(values[some], {CELL_KEY: some})) for some in chunks])
             finally:
                 across.release()
 

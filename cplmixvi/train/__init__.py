@@ -4,6 +4,7 @@ from ._augmenter import AugmenterPlan
 from ._checkpoints import Checkpoints, usual_interval
 from ._condition import crossing
 from ._guide import half_encoder
+from ._halves import some_levels
 from ._loader import CellLoader, Minibatches, is_on_disk
 from ._plan import CplMixPlan
 from ._repeat import HalfFits
@@ -28,5 +29,6 @@ __all__ = [
     "half_encoder",
     "is_on_disk",
     "select_n_categories",
+    "some_levels",
     "usual_interval",
 ]

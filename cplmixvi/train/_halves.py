@@ -25,6 +25,11 @@ from ._views import DIMENSIONS, SCALINGS, Projection, fitter_for, possible
 STABLE = 0.6
 #: Share of a category's cells on which halves must agree for a cut of it to be worthwhile.
 REPRODUCED = 0.9
+#: Counterparts of a cell that are halved, at most: all those of tens of donors take gigabytes, and their mean is hardly
+#: another.
+MOST_LEVELS = 8
+#: Values that are halved at a time.
+_CHUNK = 2**22
 COLUMNS = ("score", "agreement", "entropy", "ari", "similarity", "n_stable")
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -108,13 +113,13 @@ def views_of_halves(
 ) -> list[HalfView]:
     """Halve cells and their measurements at random: what each of two fits will see.
 
-    ``x`` has cells first and genes last; ``encode`` makes log values ``(n_cells, n_genes)`` of a half of it.
+    ``x`` has cells first and genes last, and counterparts of the cells between them, if any; see
+    :func:`encoded_halves`.
     """
     generator = torch.Generator().manual_seed(1_000 * (seed % 2**20) + index)
     cells = torch.randperm(len(x), generator=generator).tensor_split(2)
     views = []
-    for side, (part, seen) in enumerate(zip(halves(x, on_counts, generator), cells, strict=True)):
-        log_values = part if encode is None else encode(part)
+    for side, (log_values, seen) in enumerate(zip(encoded_halves(x, on_counts, encode, generator), cells, strict=True)):
         # Few cells cannot be halved: both fits see all, in halves of their measurements.
         seen = seen if len(seen) >= 20 else torch.arange(len(x))
         some = possible(dimensions, len(seen), log_values.shape[1])
@@ -126,15 +131,36 @@ def views_of_halves(
     return views
 
 
-def mean_encoder(encode: Encode | None, x: torch.Tensor) -> Encode | None:
-    """What makes log values ``(n_cells, n_genes)`` of a half of ``x``, whose cells may have counterparts.
+def encoded_halves(
+    x: torch.Tensor, on_counts: bool, encode: Encode | None, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log values of both halves of the measurements, each ``(n_cells, n_genes)``.
 
-    ``encode`` where ``x`` has only cells, else the mean over each cell and its counterparts ``(n_cells, n_levels,
-    n_genes)`` of what it makes of them.
+    ``encode`` makes them of a half of values; `None` if they are log values. A cell with counterparts ``(n_cells,
+    n_levels, n_genes)`` has the mean over these.
     """
-    if x.ndim == 2:
-        return encode
-    return lambda half: (half if encode is None else encode(half)).mean(1)
+
+    def mean_of(half: torch.Tensor) -> torch.Tensor:
+        half = half if encode is None else encode(half)
+        return half if half.ndim == 2 else half.mean(1)
+
+    # Genes are halved alike for all cells.
+    chunks = x.split(max(1, _CHUNK // x[0].numel())) if on_counts else (x,)
+    encoded = [tuple(map(mean_of, halves(some, on_counts, generator))) for some in chunks]
+    first, second = zip(*encoded, strict=True)
+    return torch.cat(first), torch.cat(second)
+
+
+def some_levels(values: torch.Tensor) -> torch.Tensor:
+    """Cells and their counterparts, of which eight are drawn for each cell if there are more.
+
+    ``values`` has counterparts first, ``(n_levels, n_cells, n_genes)``; what is returned has cells first.
+    """
+    n_levels, n_cells = values.shape[:2]
+    if n_levels <= MOST_LEVELS:
+        return values.movedim(0, 1)
+    drawn = torch.rand(n_cells, n_levels, device=values.device).argsort(1)[:, :MOST_LEVELS]
+    return values[drawn, torch.arange(n_cells, device=values.device)[:, None]]
 
 
 def halves(x: torch.Tensor, on_counts: bool, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

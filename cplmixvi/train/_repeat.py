@@ -19,7 +19,7 @@ from cplmixvi._constants import CELL_KEY
 from cplmixvi.module import CplMixVAE
 
 from ._guide import half_encoder, known_categories, values_of
-from ._halves import labels_of_halves, matched_table, mean_encoder, views_of_halves
+from ._halves import labels_of_halves, matched_table, some_levels, views_of_halves
 from ._views import usual_dimensions
 
 #: Pairs of halves.
@@ -105,7 +105,7 @@ def fit_halves(module: CplMixVAE, batches: Iterable[dict[str, torch.Tensor]], st
     if found is None or len(found[0]) < _FEWEST_CELLS * n_categories:
         return None
     rows, values, codes, known = found
-    encode = mean_encoder(half_encoder(module), values)
+    encode = half_encoder(module)
     dimensions = usual_dimensions(start, n_categories)
     views = [
         view
@@ -126,7 +126,7 @@ def _read(
             return None
         x = values_of(module, tensors)
         rows.append(tensors[CELL_KEY].view(-1).cpu())
-        values.append(module.augmenter.neutral(x, tensors).movedim(0, 1).cpu())
+        values.append(some_levels(module.augmenter.neutral(x, tensors)).cpu())
         codes.append(tensors[REGISTRY_KEYS.BATCH_KEY].view(-1).long().cpu())
         labels = known_categories(module, tensors)
         if labels is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._halves import COLUMNS, Encode, agreement, labels_of_halves, matched_table, mean_encoder, views_of_halves
+from ._halves import COLUMNS, Encode, agreement, labels_of_halves, matched_table, views_of_halves
 from ._views import no_batch, usual_dimensions, usual_scalings
 
 #: Pairs of halves. All fits are compared with one another, also across pairs.
@@ -140,9 +140,8 @@ def select_n_categories(
     x = torch.as_tensor(values[: MAX_CELLS[start]], dtype=torch.float32)
     batch = no_batch(x) if batch is None else batch[: MAX_CELLS[start]]
     looks = usual_dimensions(start, smallest), usual_scalings(start)
-    mean_of = mean_encoder(encode, x)
     views = [
-        view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, mean_of, index, seed, *looks)
+        view for index in range(n_splits) for view in views_of_halves(x, batch, on_counts, encode, index, seed, *looks)
     ]
     labels: dict[int, list[np.ndarray]] = {}
     rows: dict[int, dict[str, float]] = {}
