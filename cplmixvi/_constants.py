@@ -92,3 +92,5 @@ class ResultKeys:
 
 #: File that a folder is known by to hold a saved model, and the one, a pickle, of scvi-tools' own way of saving.
 MODEL_FILE, LEGACY_MODEL_FILE = "model.json", "model.pt"
+#: Cells that were saved with a model.
+CELLS_FILE = "adata.h5ad"

@@ -1,17 +1,21 @@
 """The learned augmenter: its noise learns, its copies are like cells of the type, and it is saved with a model."""
 
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
 import scvi
 import torch
+from lightning.pytorch.callbacks import Callback
 from sklearn.linear_model import LogisticRegression
 
 import cplmixvi as cpl
 from cplmixvi import augment
 from cplmixvi._constants import COPIES_KEY
 from cplmixvi.augment._emission import BinaryEmission, CountEmission, LogValueEmission
-from cplmixvi.train import AugmenterPlan
+from cplmixvi.train import AugmenterPlan, CplMixSplitter
 
 QUIET = {"enable_progress_bar": False}
 SHORT = {"max_epochs": 1, "warm_start": False, **QUIET}
@@ -198,6 +202,39 @@ def test_a_trained_one_is_used_again(adata, model):
     fewer = adata[:, :50].copy()
     cpl.CplMixVI.setup_anndata(fewer)
     assert not learned(cpl.CplMixVI(fewer, n_categories=3, augment=learned(model))).fitted
+
+
+def test_it_learns_from_some_cells(adata, monkeypatch):
+    cpl.CplMixVI.setup_anndata(adata)
+    seen = []
+    split = CplMixSplitter.__init__
+
+    def look(self, *args, **kwargs):
+        seen.append(kwargs["external_indexing"][0])
+        split(self, *args, **kwargs)
+
+    monkeypatch.setattr(CplMixSplitter, "__init__", look)
+    model = cpl.CplMixVI(adata, n_categories=3, augment="learned")
+    options = {"max_epochs": 1, "enable_progress_bar": False}
+    for indices in (np.arange(40), np.arange(adata.n_obs) < 40, [*range(40), 3]):
+        model.train_augmenter(indices=indices, **options)
+        np.testing.assert_array_equal(seen.pop(), np.arange(40))
+    for indices, message in ((["cell0"], "names of cells"), ([10**6], "there are"), (np.ones(3, bool), "mask of 3")):
+        with pytest.raises(ValueError, match=message):
+            model.train_augmenter(indices=indices, **options)
+
+
+def test_ctrl_c_is_an_interrupt(adata):
+    class Interrupt(Callback):
+        def on_train_batch_start(self, *args):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_categories=3, augment="learned")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="interrupted"):
+        model.train_augmenter(max_epochs=2, callbacks=[Interrupt()], enable_progress_bar=False)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_what_cannot_be_trained_is_said(adata):

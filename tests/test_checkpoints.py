@@ -156,6 +156,18 @@ class TestResume:
             resumed.train(resume=tmp_path, max_epochs=8, **QUIET)
         assert_same(whole, resumed)
 
+    def test_one_that_fails_again_leaves_a_model_that_can_be_saved(self, make_counts, tmp_path):
+        training = {"warm_start": False, "max_epochs": 8}
+        crashed(prepare(make(make_counts, n_categories=None)), tmp_path / "run", 8, checkpoint_every=1, **training)
+        again = make(make_counts, n_categories=None)
+        bound = again.n_categories
+        assert bound > 3
+        with pytest.raises(RuntimeError, match="crash"):
+            again.train(resume=tmp_path / "run", callbacks=[Crash(14)], **QUIET)
+        assert again.n_categories == bound
+        again.save(tmp_path / "model")
+        assert cpl.CplMixVI.load(tmp_path / "model", adata=again.adata).n_categories == bound
+
     def test_a_checkpoint_is_a_saved_model(self, make_counts, tmp_path):
         model = make(make_counts)
         crashed(model, tmp_path, 10, max_epochs=6, checkpoint_every=1)
@@ -213,6 +225,19 @@ class TestResume:
 
 
 class TestWriting:
+    def test_folders_that_cannot_go_stay(self, make_counts, tmp_path, monkeypatch):
+        def busy(self):
+            raise OSError(16, "Device or resource busy")
+
+        (tmp_path / "mounted").mkdir()
+        inode = (tmp_path / "mounted").stat().st_ino
+        make(make_counts).train(checkpoint_dir=tmp_path / "mounted", max_epochs=1, **FAST)
+        assert (tmp_path / "mounted").stat().st_ino == inode
+        assert io.list_checkpoints(tmp_path / "mounted")
+        monkeypatch.setattr(Path, "rmdir", busy)
+        io.remove_checkpoints(tmp_path / "mounted")
+        assert not list((tmp_path / "mounted").iterdir())
+
     def test_a_full_disk_ends_a_training_at_its_start_only(self, make_counts, tmp_path, monkeypatch):
         write, calls = io.write_checkpoint, []
 

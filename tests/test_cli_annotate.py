@@ -11,6 +11,7 @@ import scvi
 from _command_line import FAST, call, make_cells
 
 import cplmixvi
+from cplmixvi.cli import _backed, _files
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -141,7 +142,7 @@ class TestAnnotate:
         assert found <= set(model.category_names)
         assert after.obs["some"].astype(object).equals(ad.read_h5ad(in_file).obs["some"].astype(object))
 
-    def test_a_model_takes_the_place_of_an_older_one_whole_or_not_at_all(self, in_file, tmp_path, monkeypatch):
+    def test_a_model_is_put_beside_what_others_have_whole_or_not_at_all(self, in_file, tmp_path, monkeypatch):
         folder = tmp_path / "model"
         folder.mkdir()
         for name in ("model.json", "model.pt", "adata.h5ad", "notes.txt"):
@@ -155,13 +156,52 @@ class TestAnnotate:
         assert err.count("\n") == 1
         assert "--model-dir: The model cannot be written" in err
         assert {path.read_text() for path in folder.iterdir()} == {"old"}
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "model"]
+        # What has a place is not lost.
+        assert err.endswith("OUT was written.\n")
+        assert "cplmixvi" in ad.read_h5ad(tmp_path / "out.h5ad").obs
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "model", "out.h5ad"]
         assert call("annotate", in_file, tmp_path / "out.h5ad", *options)[::2] == (0, "")
-        files = ["arrays.safetensors", "model.json", "model_card.md", "notes.txt", "weights.safetensors"]
-        assert sorted(path.name for path in folder.iterdir()) == files
+        kept = ["adata.h5ad", "model.pt", "notes.txt"]
+        files = ["arrays.safetensors", "model.json", "model_card.md", "weights.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == sorted(kept + files)
+        assert {(folder / name).read_text() for name in kept} == {"old"}
         assert f"`{ad.read_h5ad(tmp_path / 'out.h5ad').uns['cplmixvi']['input_sha256']}`" in (
             cplmixvi.CplMixVI.load(folder, adata=False).card()
         )
+
+    @pytest.mark.parametrize("options", [[], ["--backed"]], ids=["memory", "backed"])
+    def test_a_full_disk_is_said_in_a_line_and_keeps_the_model(self, in_file, tmp_path, monkeypatch, options):
+        def full(*args, **kwargs):
+            # As HDF5 says it.
+            raise RuntimeError("Disable slist on flush dest failure failed (No space left on device)")
+
+        target = (_backed, "write") if options else (ad.AnnData, "write_h5ad")
+        write = target[0].__dict__[target[1]]
+
+        def full_at_the_end(*args, **kwargs):
+            with _files.as_os_errors():
+                full()
+
+        monkeypatch.setattr(*target, full_at_the_end if options else full)
+        model_dir = tmp_path / "model"
+        status, _, err = call("annotate", in_file, tmp_path / "out.h5ad", *FAST, "--model-dir", model_dir, *options)
+        assert status == 2
+        assert err.splitlines()[-1].startswith(f"cplmixvi: error: {str(tmp_path / 'out.h5ad')!r} cannot be written")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "model"]
+        monkeypatch.setattr(*target, write)
+        cells = ad.read_h5ad(in_file)
+        cplmixvi.tl.annotate(cells, cplmixvi.CplMixVI.load(model_dir, adata=False))
+
+    def test_a_full_disk_is_not_the_fault_of_the_input(self, in_file, tmp_path, monkeypatch):
+        def full(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ad.AnnData, "write_h5ad", full)
+        status, _, err = call("annotate", in_file, tmp_path / "out.h5ad", *FAST, "--backed", "--hvg", "20")
+        assert status == 2
+        assert "cannot be written" in err
+        assert "No space left" in err
+        assert "IN" not in err
 
     @pytest.mark.parametrize("name", ["across=donor+thin", "neighbours=X_other"])
     def test_augmenters_get_what_they_look_at(self, in_file, tmp_path, name):

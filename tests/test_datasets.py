@@ -87,6 +87,14 @@ class TestFetching:
         assert adata.uns["X_is"] == "raw counts"
         assert adata.uns["source"].startswith("https://")
 
+    def test_a_broken_download_is_named(self, monkeypatch, tmp_path):
+        (tmp_path / "page.html").write_text("<html>moved</html>")
+        monkeypatch.delenv("CPLMIXVI_DATA_DIR", raising=False)
+        monkeypatch.setattr("pooch.retrieve", lambda url, **kwargs: str(tmp_path / "page.html"))
+        for name in datasets.REGISTRY:
+            with pytest.raises(ValueError, match=rf"^{name}: what was downloaded, .*page.html.* delete it"):
+                datasets.load(name)
+
     @pytest.mark.parametrize("info", datasets.REGISTRY.values(), ids=list(datasets.REGISTRY))
     def test_every_entry_has_its_reader_and_its_files(self, info):
         assert callable(getattr(_readers, info.reader))

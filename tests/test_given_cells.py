@@ -1,6 +1,8 @@
 """Cells that a trained model is given: as they are now, all of them or none, and never the model's own by accident."""
 
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -97,6 +99,22 @@ def test_a_model_without_cells_stays_without(original, fitted, tmp_path):
     assert np.isfinite(model.get_elbo(original.copy()))
     cpl.tl.annotate(new, model)
     cpl.tl.traverse(new, model, n_steps=3)
+
+
+def test_no_cells_are_held_but_those_last_given(original, fitted, tmp_path):
+    fitted.save(tmp_path / "model")
+    for model in (fitted, cpl.CplMixVI.load(tmp_path / "model", adata=False)):
+        held = []
+        for is_reversed in (False, True, False):
+            new = original[:, ::-1].copy() if is_reversed else original.copy()
+            model.predict(new)
+            held.append(weakref.ref(new))
+            aligned = model._validate_anndata(new)
+            held.append(weakref.ref(aligned))
+            del new, aligned
+        model.predict(original.copy())
+        gc.collect()
+        assert [ref() for ref in held] == [None] * 6
 
 
 def test_few_cells_are_no_reason_to_warn(original, fitted):

@@ -17,6 +17,7 @@ import torch
 
 import cplmixvi as cpl
 from cplmixvi import io, pp
+from cplmixvi.model import _persistence
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -170,6 +171,30 @@ class TestSaving:
         assert not (saved / "model.pt").exists()
         assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
+    def test_files_of_others_stay(self, model, tmp_path):
+        mine = {name: tmp_path / name for name in ("adata.h5ad", "model.pt", "notes.txt")}
+        for name, path in mine.items():
+            path.write_text(name)
+        with pytest.raises(ValueError, match="adata.h5ad in .* is not of a model"):
+            model.save(tmp_path, overwrite=True, save_anndata=True)
+        # The second time, a model is there that has no cells.
+        for _ in range(2):
+            model.save(tmp_path, overwrite=True)
+            assert (tmp_path / "adata.h5ad").read_text() == "adata.h5ad"
+            assert (tmp_path / "notes.txt").read_text() == "notes.txt"
+        cpl.CplMixVI.load(tmp_path, adata=False)
+
+    def test_cells_in_a_file_stay_in_that_file(self, adata, tmp_path):
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        model = make(backed)
+        for _ in range(2):
+            model.save(tmp_path / "model", save_anndata=True, overwrite=True)
+            assert Path(backed.filename) == tmp_path / "cells.h5ad"
+            assert (backed.X[:2] != adata.X[:2]).nnz == 0
+        again = cpl.CplMixVI.load(tmp_path / "model")
+        np.testing.assert_array_equal(again.predict(), model.predict())
+
     def test_what_a_file_cannot_hold_is_refused_and_nothing_is_left(self, model, saved, monkeypatch):
         before = (saved / META).read_bytes()
         monkeypatch.setattr(model, "odd_", {"deep": [object()]}, raising=False)
@@ -183,7 +208,7 @@ class TestSaving:
         def full(*args, **kwargs):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(ad.AnnData, "write_h5ad", full)
+        monkeypatch.setattr(_persistence, "write_h5ad", full)
         with pytest.raises(OSError, match="No space left.*check space"):
             model.save(saved, overwrite=True, save_anndata=True)
         assert [path.name for path in saved.parent.iterdir()] == ["model"]

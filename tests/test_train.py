@@ -17,6 +17,8 @@ def test_no_batch_has_a_single_cell(n_obs, batch_size):
     size = without_single_tail(n_obs, batch_size)
     assert n_obs % size != 1
     assert batch_size <= size <= batch_size + 2
+    # In each of several processes.
+    assert without_single_tail(1, batch_size) == batch_size
 
 
 @pytest.mark.parametrize(("n_cells", "expected"), [(10, 16), (400, 100), (10_000, 128)])
@@ -106,6 +108,10 @@ def test_what_a_step_leaves_out_is_looked_at_before_training(make_counts):
     splitter.setup()
     assert sum(len(tensors["X"]) for tensors in splitter.train_dataloader()) == 96
     assert sum(len(tensors["X"]) for tensors in splitter.start_dataloader(100)) == 100
+    # A tail of one cell, which is no reason to leave out more.
+    splitter = CplMixSplitter(manager, train_size=1.0, batch_size=33, drop_last=True)
+    splitter.setup()
+    assert [len(tensors["X"]) for tensors in splitter.train_dataloader()] == [33, 33, 33]
     with pytest.raises(ValueError, match="drop_last=True leaves no minibatch of batch_size=128 of 100"):
         CplMixSplitter(manager, train_size=1.0, batch_size=128, drop_last=True)
 

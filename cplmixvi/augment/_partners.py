@@ -34,31 +34,31 @@ class Partners:
         values: np.ndarray | sparse.csr_matrix,
         device: torch.device | str = "cpu",
     ):
-        given = np.stack([np.diff(some.indptr) for some in pairs])
-        widest = max(int(given.max(initial=1)), 1)
-        table = np.empty((*given.shape, widest), dtype=np.int64)
-        table[:] = np.arange(given.shape[1])[:, None]
-        for some, count, entry in zip(pairs, given, table, strict=True):
-            entry[np.arange(widest) < count[:, None]] = some.indices
-        self.table = torch.from_numpy(table).to(device)
-        self.count = torch.from_numpy(np.maximum(given, 1)).to(device)
+        # One after the other, as tables would need space for as many partners of every cell as one has.
+        before = np.cumsum([0, *(some.nnz for some in pairs)])
+        bounds = np.stack([some.indptr + first for some, first in zip(pairs, before[:-1], strict=True)])
+        self.bounds = torch.from_numpy(bounds.astype(np.int64)).to(device)
+        # The last is of nobody: where the last cells have no partners, their bounds are behind all.
+        partner = np.concatenate([*(some.indices for some in pairs), [0]])
+        self.partner = torch.from_numpy(partner.astype(np.int32)).to(device)
         self.store = CellStore(values, device)
 
     def draw(self, cell: torch.Tensor) -> torch.Tensor:
         """Values ``(n, n_genes)`` of a partner of each cell in ``cell`` ``(n,)``: of any condition, then any of it."""
-        condition = torch.randint(len(self.table), cell.shape, device=cell.device)
+        condition = torch.randint(len(self.bounds), cell.shape, device=cell.device)
         return self._of(condition, cell)
 
     def draw_each(self, cell: torch.Tensor) -> torch.Tensor:
         """Values of a partner from every condition, ``(n_conditions, n, n_genes)``."""
-        conditions = torch.arange(len(self.table), device=cell.device)
+        conditions = torch.arange(len(self.bounds), device=cell.device)
         return torch.stack([self._of(condition.expand_as(cell), cell) for condition in conditions])
 
     def _of(self, condition: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        count = self.count[condition, cell]
+        first = self.bounds[condition, cell]
+        count = self.bounds[condition, cell + 1] - first
         # The product may round up to the count itself.
-        column = torch.minimum((torch.rand(cell.shape, device=cell.device) * count).long(), count - 1)
-        return self.store.read(self.table[condition, cell, column])
+        drawn = torch.minimum((torch.rand(cell.shape, device=cell.device) * count).long(), (count - 1).clamp_min(0))
+        return self.store.read(torch.where(count > 0, self.partner[first + drawn].long(), cell))
 
 
 class PartnerAugmenter(Augmenter):

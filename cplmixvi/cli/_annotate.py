@@ -117,6 +117,7 @@ def _check_paths(options: Options) -> None:
     if options.model_dir is not None:
         _files.check_model_dir(options.model_dir, overwrite=options.overwrite)
         _files.check_apart(options.model_dir, "--model-dir", **places)
+        _files.check_not_cells(options.model_dir, **places)
     if options.checkpoint_dir is not None:
         _files.check_checkpoint_dir(options.checkpoint_dir, resume=options.resume)
         _files.check_apart(options.checkpoint_dir, "--checkpoint-dir", **places)
@@ -350,19 +351,21 @@ def without_traces(adata: AnnData) -> Iterator[None]:
 
 
 def _save(adata: AnnData, model: CplMixVI, options: Options) -> None:
-    """Model first, cells last: where the output is, everything is."""
-    with ExitStack() as stack:
-        output = stack.enter_context(_files.replacing(options.output))
+    """Model first, cells last: where the output is, everything is. What one disk has no space for, another may have."""
+    failed = None
+    if options.model_dir is not None:
+        try:
+            # What the folder may have was checked before the training.
+            model.save(str(options.model_dir), overwrite=True)
+        except OSError as error:
+            failed = error
+    with _files.replacing(options.output) as output:
         if options.backed:
             _backed.write(options.source, adata, output)
         else:
             _files.write(adata, output)
-        if options.model_dir is not None:
-            try:
-                # What the folder may have was checked before the training.
-                model.save(str(options.model_dir), overwrite=True)
-            except OSError as error:
-                raise InputError(f"--model-dir: {one_line(error.strerror)}.") from error
+    if failed is not None:
+        raise InputError(f"--model-dir: {one_line(failed.strerror)}; OUT was written.") from failed
 
 
 def mean_consensus(adata: AnnData, key: str = "cplmixvi") -> float | None:

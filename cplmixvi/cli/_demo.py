@@ -106,6 +106,8 @@ def _load(dataset: str, labels: str | None) -> _Task:
 
     try:
         adata = datasets.load(dataset)
+    except ValueError as error:
+        raise InputError(f"--dataset {dataset!r}: {one_line(error)}.") from error
     except OSError as error:
         raise InputError(
             f"--dataset {dataset!r} cannot be fetched ({one_line(error)[:160]}); connect to the network, or point "

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cplmixvi._constants import CELLS_FILE
 from cplmixvi.cli._errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
     """Raise InputError unless ``path`` can be written without harm to ``source``."""
     _check_suffix(path, "OUT")
     _check_folder(path, "OUT")
+    if path.resolve() != source.resolve():
+        check_apart(path, "OUT", IN=source)
+        check_apart(source, "IN", OUT=path)
     if path.exists() and path.samefile(source) and not overwrite:
         raise InputError(f"OUT {str(path)!r} is the same file as IN; name another file or pass --overwrite.")
     if path.suffix == ".h5ad" and path.is_dir():
@@ -216,9 +220,24 @@ def writable(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Let what HDF5 has to say of a full disk be an OSError, as that of all others.
+
+    Raises
+    ------
+    OSError
+        Where the block raises a RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(one_line(error)) from error
+
+
 def write(adata: AnnData, path: Path) -> None:
     """Write ``adata`` to an .h5ad file (compressed) or a zarr store."""
-    with all_strings():
+    with all_strings(), as_os_errors():
         if path.suffix == ".h5ad":
             adata.write_h5ad(path, compression="gzip")
         else:
@@ -250,8 +269,17 @@ def check_names(adata: AnnData, path: Path) -> None:
                 )
 
 
+def check_not_cells(model_dir: Path, **others: Path) -> None:
+    """Raise InputError if one of the ``others`` is where a model's own cells are, which go when one is saved there."""
+    for other, path in others.items():
+        if path.resolve() == (model_dir / CELLS_FILE).resolve():
+            raise InputError(
+                f"{other} {str(path)!r} is where a model in --model-dir has its cells; name another folder."
+            )
+
+
 def check_apart(folder: Path, name: str, **others: Path) -> None:
     """Raise InputError if ``folder`` is one of the ``others``, or in it."""
     for other, path in others.items():
         if path.resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise InputError(f"{name} {str(folder)!r} is in {other} {str(path)!r}; name a folder of its own.")
+            raise InputError(f"{name} {str(folder)!r} is in {other} {str(path)!r}; name another path.")

@@ -76,7 +76,7 @@ def read(info: DatasetInfo) -> AnnData:
     Raises
     ------
     ValueError
-        When the prepared file cannot be read, or has another shape than the registry says.
+        When a file cannot be read, or the prepared one has another shape than the registry says.
     FileNotFoundError
         When neither the prepared file nor the public files can be had.
 
@@ -103,7 +103,15 @@ def read(info: DatasetInfo) -> AnnData:
                 f"download from the public source"
             )
         return adata
-    adata = getattr(_readers, info.reader)(*download(info))
+    files = download(info)
+    try:
+        adata = getattr(_readers, info.reader)(*files)
+    except Exception as error:
+        said = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{info.name}: what was downloaded, {', '.join(map(str, files))}, cannot be read ({type(error).__name__}: "
+            f"{said}); delete it, and load again"
+        ) from error
     expected = tuple(known or given for known, given in zip(info.public_shape, adata.shape, strict=True))
     if adata.shape != expected:
         warnings.warn(

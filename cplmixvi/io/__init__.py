@@ -6,7 +6,7 @@ from ._codec import decode, encode
 from ._errors import ModelFileError
 from ._folder import swap, whole_folder
 from ._format import FORMAT_VERSION, MIGRATIONS, Saved
-from ._store import ANNDATA, CARD, NAMES, read_files, read_meta, write_files
+from ._store import ANNDATA, CARD, NAMES, owned, read_files, read_meta, write_files
 
 __all__ = [
     "ANNDATA",
@@ -20,6 +20,7 @@ __all__ = [
     "decode",
     "encode",
     "list_checkpoints",
+    "owned",
     "read_checkpoint",
     "read_files",
     "read_meta",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from ._errors import ModelFileError
@@ -105,17 +106,19 @@ def read_checkpoint(folder: Path) -> Saved:
     raise errors[0]
 
 
-def remove_checkpoints(folder: Path) -> None:
+def remove_checkpoints(folder: Path, *, with_folder: bool = True) -> None:
     """Remove the checkpoints in a folder, and what is left of any that a killed process did not finish.
-
-    The folder itself is removed too if nothing else is in it.
 
     Parameters
     ----------
     folder
         Folder of checkpoints; may be missing.
+    with_folder
+        Whether to remove the folder too if nothing else is in it, and that is possible.
     """
     for path in (*list_checkpoints(folder), *folder.glob(f".{_NAME}*.tmp")):
         shutil.rmtree(path, ignore_errors=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    if with_folder and folder.is_dir() and not any(folder.iterdir()):
+        # A folder that something is mounted on stays.
+        with suppress(OSError):
+            folder.rmdir()

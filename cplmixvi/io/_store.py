@@ -11,17 +11,46 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 
-from cplmixvi._constants import LEGACY_MODEL_FILE, MODEL_FILE
+from cplmixvi._constants import CELLS_FILE, LEGACY_MODEL_FILE, MODEL_FILE
 
 from ._errors import ModelFileError
 from ._format import FORMAT_VERSION, Saved, check_version, migrate
 
 FORMAT = "cplmixvi model"
-WEIGHTS, ARRAYS, CARD, ANNDATA = "weights.safetensors", "arrays.safetensors", "model_card.md", "adata.h5ad"
+WEIGHTS, ARRAYS, CARD, ANNDATA = "weights.safetensors", "arrays.safetensors", "model_card.md", CELLS_FILE
 #: All files of a model; a prefix may go before each of them.
 NAMES = (MODEL_FILE, WEIGHTS, ARRAYS, CARD, ANNDATA, LEGACY_MODEL_FILE)
 #: First bytes of a pickle and of a zip archive, which PyTorch puts its pickles into.
 _PICKLES = (b"\x80", b"PK\x03\x04")
+
+
+def owned(folder: Path, prefix: str = "") -> set[str]:
+    """Names of files in a folder that go when a model is saved there.
+
+    Cells and pickles have names that other files may have as well: they go only if a model with cells is there, or any.
+
+    Parameters
+    ----------
+    folder
+        May be missing.
+    prefix
+        What comes before the name of each file, here and not in what is returned. Default: nothing.
+
+    Returns
+    -------
+    set of str
+        Of :data:`NAMES`.
+
+    Examples
+    --------
+    >>> "adata.h5ad" in owned(Path("."))
+    False
+    """
+    try:
+        meta = read_meta(folder, prefix)
+    except ModelFileError:
+        return set(NAMES) - {ANNDATA, LEGACY_MODEL_FILE}
+    return set(NAMES) - (set() if meta.get("with_anndata") else {ANNDATA})
 
 
 def write_files(folder: Path, saved: Saved, prefix: str = "") -> None:

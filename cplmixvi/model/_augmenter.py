@@ -11,6 +11,8 @@ from scvi.train import Trainer
 from cplmixvi.augment import learned_parts
 from cplmixvi.train import AugmenterPlan, CplMixSplitter, default_batch_size, default_max_epochs
 
+from ._checkpoints import interruptible
+from ._inputs import checked_rows
 from ._mixin import Mixin
 from ._settings import check_positive
 from ._talk import without_talk
@@ -45,7 +47,7 @@ class AugmenterMixin(Mixin):
         max_epochs
             Number of epochs; by default enough for about 2,500 steps.
         indices
-            Cells to learn from; all if `None`.
+            Rows of the cells to learn from, or a mask; all if `None`.
         batch_size
             Minibatch size; by default from :func:`cplmixvi.train.default_batch_size`.
         accelerator, devices
@@ -58,7 +60,9 @@ class AugmenterMixin(Mixin):
         Raises
         ------
         ValueError
-            If the model has no learned augmenter, or no AnnData.
+            If the model has no learned augmenter, or no AnnData, or a cell to learn from is not there.
+        KeyboardInterrupt
+            On Ctrl-C.
         """
         parts = learned_parts(self.module.augmenter)
         if not parts:
@@ -70,10 +74,10 @@ class AugmenterMixin(Mixin):
         given = {"max_epochs": max_epochs, "batch_size": batch_size}
         check_positive(**{name: value for name, value in given.items() if value is not None})
         device = self.module.device
-        indices = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
+        everyone = np.arange(self.adata.n_obs)
+        indices = everyone if indices is None else np.unique(checked_rows(indices, self.adata.n_obs))
         batch_size = int(batch_size or default_batch_size(len(indices)))
         max_epochs = int(max_epochs or default_max_epochs(len(indices), batch_size, warm_start=False))
-        everyone = np.arange(self.adata.n_obs)
         split = [indices, np.zeros(0, dtype=int), np.setdiff1d(everyone, indices)]
         splitter = CplMixSplitter(self.adata_manager, batch_size=batch_size, external_indexing=split)
         splitter.setup()
@@ -81,7 +85,7 @@ class AugmenterMixin(Mixin):
             for part in parts:
                 logger.info("Training the augmenter on %d cells.", len(indices))
                 plan = AugmenterPlan(part, self.summary_stats.n_vars, **(plan_kwargs or {}))
-                with without_talk():
+                with without_talk(), interruptible(None):
                     trainer = Trainer(max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs)
                     trainer.fit(plan, splitter.train_dataloader())
                 self.augmenter_history_ = plan.history

@@ -73,7 +73,7 @@ class CheckpointsMixin(Mixin):
             )
         every = _interval(usual_interval(settings["max_epochs"]) if every is None else every)
         # What a killed process left of a checkpoint.
-        io.remove_checkpoints(folder)
+        io.remove_checkpoints(folder, with_folder=False)
         about = {
             "settings": {key: value for key, value in settings.items() if key not in _NOT_KEPT},
             "every": every,

@@ -185,7 +185,8 @@ class CplMixVI(
         """Be a model with the number of categories that was found."""
         self._build(n_categories)
         # What a saved model is made from when it is loaded.
-        self.init_params_["non_kwargs"]["n_categories"] = n_categories
+        kept = {**self.init_params_["non_kwargs"], "n_categories": n_categories}
+        self.init_params_ = {**self.init_params_, "non_kwargs": kept}
 
     @classmethod
     @setup_anndata_dsp.dedent

@@ -29,6 +29,8 @@ class InputsMixin(Mixin):
     allow_empty_cells: bool | None
     #: Hash of the own cells' values when they were last trained on; not of a model that was loaded.
     _digest: str | None = None
+    #: Other cells that are registered: those that were last given. scvi-tools would hold all that ever were.
+    _guest: str | None = None
 
     def check_own_values(self) -> None:
         """Refuse own cells whose values are not those that the model was trained on.
@@ -80,7 +82,7 @@ class InputsMixin(Mixin):
 
     def _registered(self, adata: AnnData, copy_if_view: bool) -> AnnData:
         """Register other cells than the model's own as they are now, without making them the model's own."""
-        own = self._adata, self._adata_manager
+        own, set_up = (self._adata, self._adata_manager), dict(self._setup_adata_manager_store)
         is_known = self.get_anndata_manager(adata) is not None
         with warnings.catch_warnings():
             # Of few cells in a category, which matters where a model is trained.
@@ -95,7 +97,18 @@ class InputsMixin(Mixin):
                     manager = own[1].transfer_fields(adata)
                 self._register_manager_for_instance(manager)
         self._adata, self._adata_manager = own
+        # What a model without cells of its own sets up is not for models that are made later.
+        self._setup_adata_manager_store.clear()
+        self._setup_adata_manager_store.update(set_up)
+        self._let_go_of_others(adata)
         return adata
+
+    def _let_go_of_others(self, adata: AnnData) -> None:
+        """Forget the cells that were given before ``adata``, which may be large copies that nobody else has."""
+        uuid = self.get_anndata_manager(adata, required=True).adata_uuid
+        if self._guest not in (None, uuid):
+            self._per_instance_manager_store[self.id].pop(self._guest, None)
+        self._guest = uuid
 
     def _make_data_loader(self, adata: AnnData, indices=None, batch_size: int | None = None, **kwargs):
         """Minibatches of some of the cells; refuses rows that are not there, and no cells at all."""

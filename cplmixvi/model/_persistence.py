@@ -12,6 +12,7 @@ import anndata as ad
 import scvi
 import torch
 from anndata import AnnData
+from anndata.io import write_h5ad
 from scvi.data import AnnDataManager
 
 from cplmixvi import io, pp
@@ -61,7 +62,8 @@ class PersistenceMixin(Mixin):
         dir_path, prefix
             Folder to write, and prefix of the file names.
         overwrite
-            Replace a model in the folder, with its cells; keep other files. If `False`, the folder must not exist.
+            Replace a model in the folder, with the cells saved with it; keep other files. If `False`, the folder must
+            not exist.
         save_anndata
             Also save the cells, as ``adata.h5ad``.
         save_kwargs, legacy_mudata_format, datamodule
@@ -72,7 +74,8 @@ class PersistenceMixin(Mixin):
         Raises
         ------
         ValueError
-            If the folder exists, there are no cells to save, or the model contains something that a file cannot store.
+            If the folder exists, there are no cells to save, a file in their place is not of a model, or the model
+            contains something that a file cannot store.
         OSError
             If the folder cannot be written.
         """
@@ -88,12 +91,19 @@ class PersistenceMixin(Mixin):
                 f"{str(path)!r} exists; name another folder"
                 + (", or pass overwrite=True to replace a model in it." if path.is_dir() else ".")
             )
+        replaced = io.owned(path, prefix)
+        if save_anndata and io.ANNDATA not in replaced and (path / f"{prefix}{io.ANNDATA}").exists():
+            raise ValueError(
+                f"{prefix}{io.ANNDATA} in {str(path)!r} is not of a model there, so it is not replaced; name another "
+                "folder, or a prefix."
+            )
         saved = self._as_saved(save_anndata)
-        with io.whole_folder(path, {f"{prefix}{name}" for name in io.NAMES}) as folder:
+        with io.whole_folder(path, {f"{prefix}{name}" for name in replaced}) as folder:
             io.write_files(folder, saved, prefix)
             (folder / f"{prefix}{io.CARD}").write_text(self.card(), encoding="utf-8")
             if save_anndata:
-                self.adata.write_h5ad(folder / f"{prefix}{io.ANNDATA}", **anndata_write_kwargs)
+                # The method would turn cells that are read from a file to the new one, which is about to be moved.
+                write_h5ad(folder / f"{prefix}{io.ANNDATA}", self.adata, **anndata_write_kwargs)
             if self._is_fitting:
                 # scvi-tools' checkpoints read the best weights from here; load() does not.
                 torch.save({"model_state_dict": self.module.state_dict()}, folder / f"{prefix}{LEGACY_MODEL_FILE}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
+
 import numpy as np
 
 from cplmixvi import pp
@@ -46,11 +49,11 @@ def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
         number of cells that a data module has.
     """
     check_positive(**{name: given[name] for name in ("max_epochs", "batch_size") if given.get(name) is not None})
-    train_size = given.get("train_size")
-    if train_size is not None and not 0 < train_size <= 1:
+    train_size, validation_size = given.get("train_size"), given.get("validation_size")
+    if train_size is not None and not (isinstance(train_size, Real) and 0 < train_size <= 1):
         raise ValueError(f"train_size={train_size!r} must be a share of the cells, above 0 and at most 1.")
-    if train_size == 1 and given.get("early_stopping"):
-        raise ValueError("early_stopping=True needs cells to watch, and train_size=1 leaves none: lower train_size.")
+    if validation_size is not None and not (isinstance(validation_size, Real) and 0 <= validation_size < 1):
+        raise ValueError(f"validation_size={validation_size!r} must be a share of the cells, from 0 to below 1.")
     # Lightning and PyTorch refuse whole numbers of NumPy.
     whole = {name: int(given[name]) for name in ("max_epochs", "batch_size") if given.get(name) is not None}
     settings = {**given, **whole, "plan_kwargs": {"warm_start": not is_trained, **given["plan_kwargs"]}}
@@ -65,8 +68,21 @@ def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
     if n_obs is None:
         raise ValueError("The model has no cells to train on: load it with adata, or give a datamodule.")
     external = (given.get("datasplitter_kwargs") or {}).get("external_indexing")
-    if given["train_size"] is None and external is None:
-        settings["train_size"] = 0.9 if _needs_validation({**given, **given["plan_kwargs"]}) else 1.0
+    if external is None:
+        rest = 1 - (validation_size or 0)
+        if train_size is None:
+            settings["train_size"] = min(0.9, rest) if _needs_validation({**given, **given["plan_kwargs"]}) else 1.0
+        elif train_size > rest + 1e-9:
+            raise ValueError(
+                f"train_size={train_size!r} and validation_size={validation_size!r} are more than all cells; leave one "
+                "of them out."
+            )
+    watching = next((name for name in ("early_stopping", "check_val_every_n_epoch") if given.get(name)), None)
+    if watching and _watches_none(settings, external):
+        raise ValueError(
+            f"{watching} needs cells to watch that are not trained on, and there are none: lower train_size, or leave "
+            "validation_size out."
+        )
     if given["batch_size"] is None:
         settings["batch_size"] = default_batch_size(n_obs)
     if given["max_epochs"] is None:
@@ -92,3 +108,10 @@ def _needs_validation(settings: dict) -> bool:
         or settings.get("reduce_lr_on_plateau")
         or settings.get("validation_size")
     )
+
+
+def _watches_none(settings: dict, external: Sequence | None) -> bool:
+    """Whether no cells are left that are not trained on."""
+    if external is not None:
+        return len(external) < 2 or len(external[1]) == 0
+    return settings["train_size"] == 1 or settings.get("validation_size") == 0

@@ -134,8 +134,10 @@ def _broken_rule(values: np.ndarray, likelihood: str) -> tuple[np.ndarray, str] 
     """Mask of the first kind of value that the likelihood cannot take, and its name."""
     rules = [
         (~np.isfinite(values), "a value that is not finite"),
-        (np.abs(values) > _LARGEST, "a value that is too large to compute with"),
     ]
+    # Numbers of half precision are none so large, and cannot be compared with one.
+    if values.dtype.itemsize > 2:
+        rules.append((np.abs(values) > _LARGEST, "a value that is too large to compute with"))
     if likelihood in COUNT_LIKELIHOODS:
         rules.append((values < 0, "a negative value"))
         if values.dtype.kind == "f":

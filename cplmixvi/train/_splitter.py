@@ -75,7 +75,7 @@ class CplMixSplitter(DataSplitter):
                 f"drop_last=True leaves no minibatch of batch_size={batch_size} of {self.n_train} training cells; give "
                 "a smaller batch_size or drop_last=False."
             )
-        self.data_loader_kwargs["batch_size"] = without_single_tail(self.n_train, batch_size)
+        self.data_loader_kwargs["batch_size"] = self._without_single_tail(self.n_train, batch_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Split the cells, identically in all processes."""
@@ -83,7 +83,11 @@ class CplMixSplitter(DataSplitter):
         if n_processes() > 1:
             self.train_idx, self.val_idx, self.test_idx = same_everywhere((self.train_idx, self.val_idx, self.test_idx))
             own, batch_size = -(-self.n_train // n_processes()), self.data_loader_kwargs["batch_size"]
-            self.data_loader_kwargs["batch_size"] = without_single_tail(own, batch_size)
+            self.data_loader_kwargs["batch_size"] = self._without_single_tail(own, batch_size)
+
+    def _without_single_tail(self, n_obs: int, batch_size: int) -> int:
+        # Where the tail is dropped, there is none.
+        return batch_size if self.drop_last else without_single_tail(n_obs, batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """Load the training cells together with their rows in the AnnData."""
@@ -139,7 +143,7 @@ class CplMixSplitter(DataSplitter):
 
 
 def without_single_tail(n_obs: int, batch_size: int) -> int:
-    """Smallest batch size from ``batch_size`` on that does not leave a last batch of one."""
-    while n_obs % batch_size == 1:
+    """Smallest batch size from ``batch_size`` on that does not leave a last batch of one, if there are two cells."""
+    while n_obs > 1 and n_obs % batch_size == 1:
         batch_size += 1
     return batch_size
