@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import numpy as np
 
@@ -50,9 +49,9 @@ def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
     """
     check_positive(**{name: given[name] for name in ("max_epochs", "batch_size") if given.get(name) is not None})
     train_size, validation_size = given.get("train_size"), given.get("validation_size")
-    if train_size is not None and not (isinstance(train_size, Real) and 0 < train_size <= 1):
+    if train_size is not None and not (pp.is_number(train_size) and 0 < train_size <= 1):
         raise ValueError(f"train_size={train_size!r} must be a share of the cells, above 0 and at most 1.")
-    if validation_size is not None and not (isinstance(validation_size, Real) and 0 <= validation_size < 1):
+    if validation_size is not None and not (pp.is_number(validation_size) and 0 <= validation_size < 1):
         raise ValueError(f"validation_size={validation_size!r} must be a share of the cells, from 0 to below 1.")
     # Lightning and PyTorch refuse whole numbers of NumPy.
     whole = {name: int(given[name]) for name in ("max_epochs", "batch_size") if given.get(name) is not None}

@@ -7,6 +7,7 @@ from cplmixvi.pp._checks import (
     check_setup,
     check_structure,
     check_values,
+    is_number,
     is_whole,
     source_name,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "check_values",
     "image_sides",
     "input_hash",
+    "is_number",
     "is_whole",
     "layer_names",
     "library_size",

@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from numbers import Real
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
+from cplmixvi import pp
 from cplmixvi._constants import CELL_KEY, GUIDE_KEY, KNOWN_KEY
 from cplmixvi._memory import KeptMemory
 from cplmixvi._processes import any_of, n_processes, process_index, same_everywhere, summed
@@ -109,7 +109,7 @@ class CplMixPlan(TrainingPlan):
         super().__init__(
             module, lr=lr, eps=eps, weight_decay=weight_decay, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
-        if not (isinstance(guided_fraction, Real) and 0 <= guided_fraction <= 1):
+        if not (pp.is_number(guided_fraction) and 0 <= guided_fraction <= 1):
             raise ValueError(f"guided_fraction={guided_fraction!r} must be a share of the epochs, from 0 to 1.")
         self.warm_start, self.guided_fraction = warm_start, guided_fraction
         self.find_condition, self.fit_halves, self.begin = find_condition, fit_halves, begin
