@@ -67,6 +67,14 @@ class TestBadInput:
             (["annotate", "in.h5ad", "out.h5ad", "--model-dir", "full"], "not empty"),
             (["annotate", "in.h5ad", "out.h5ad", "--model-dir", "in.h5ad"], "is a file"),
             (["annotate", "in.h5ad", "new.zarr", "--model-dir", "new.zarr"], "is in OUT"),
+            (
+                ["annotate", "m/adata.h5ad", "new.h5ad", "--model-dir", "m", "--overwrite"],
+                "IN 'm/adata.h5ad' is where a",
+            ),
+            (["annotate", "in.h5ad", "m/adata.h5ad", "--model-dir", "m", "--overwrite"], "OUT 'm/adata.h5ad' is where"),
+            (["annotate", "store.zarr", "store.zarr/out.h5ad"], "OUT 'store.zarr/out.h5ad' is in IN"),
+            (["annotate", "store.zarr/in.h5ad", "store.zarr", "--overwrite"], "IN 'store.zarr/in.h5ad' is in OUT"),
+            (["annotate", "in.h5ad", "new.h5ad", "--model-dir", "m", "--checkpoint-dir", "m/ck"], "is in --model-dir"),
             (["annotate", "in.h5ad", "new.zarr", "--checkpoint-dir", "new.zarr/run"], "create it first"),
             (["annotate", "in.h5ad", "folder.h5ad"], "is a folder"),
             (["annotate", "in.h5ad", "full.zarr", "--overwrite"], "no zarr store"),
@@ -81,6 +89,10 @@ class TestBadInput:
         for name in ("full", "full.zarr"):
             in_file.with_name(name).mkdir()
             in_file.with_name(name).joinpath("precious.txt").touch()
+        for name, inside in (("m", "adata.h5ad"), ("store.zarr", "in.h5ad")):
+            in_file.with_name(name).mkdir()
+            in_file.with_name(name).joinpath(inside).write_bytes(in_file.read_bytes())
+        in_file.with_name("store.zarr").joinpath(".zgroup").touch()
         assert_refused(call(*arguments), expected)
         assert in_file.with_name("full.zarr").joinpath("precious.txt").exists()
 

@@ -167,7 +167,8 @@ def test_what_is_unsound_is_warned_of(blobs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 0}, "n_categories=0"),
+        ({"n_clusters": 0}, "n_clusters=0"),
+        ({"n_clusters": "3"}, "n_clusters='3'"),
         ({"n_clusters": 121}, "from 1 to 120"),
         ({"likelihood": "gauss"}, "likelihood='gauss'"),
         ({"n_arms": 0}, "n_arms=0"),
@@ -196,6 +197,7 @@ def test_pipelines_and_grid_searches(blobs):
         ({"train_kwargs": {"max_epochs": 3}}, "max_epochs="),
         ({"train_kwargs": {"early_stopping": True}}, "all rows are trained on"),
         ({"train_kwargs": {"train_size": 0.5}}, "all rows are trained on"),
+        ({"train_kwargs": "fast"}, "train_kwargs is a str"),
         ({"model_kwargs": {"n_state": 3}}, "n_state="),
         ({"model_kwargs": {"n_categories": 3}}, "n_clusters="),
     ],

@@ -121,6 +121,9 @@ def _check_paths(options: Options) -> None:
     if options.checkpoint_dir is not None:
         _files.check_checkpoint_dir(options.checkpoint_dir, resume=options.resume)
         _files.check_apart(options.checkpoint_dir, "--checkpoint-dir", **places)
+        if options.model_dir is not None:
+            # With checkpoints in it, it would not be empty when the training goes on.
+            _files.check_apart(options.checkpoint_dir, "--checkpoint-dir", **{"--model-dir": options.model_dir})
     for option, given in (("--resume", options.resume), ("--checkpoint-every", options.checkpoint_every is not None)):
         if given and options.checkpoint_dir is None:
             raise InputError(f"{option} needs a folder of checkpoints; name it with --checkpoint-dir.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -139,8 +140,9 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         pp.check_likelihood(self.likelihood)
         self._check_further()
         X = self._checked(X, reset=True, ensure_min_samples=2)
-        if self.n_clusters is not None:
-            pp.check_n_categories(self.n_clusters, X.shape[0])
+        n = X.shape[0]
+        if self.n_clusters is not None and not (pp.is_whole(self.n_clusters) and 1 <= self.n_clusters <= n):
+            raise ValueError(f"n_clusters={self.n_clusters!r} must be a whole number from 1 to the {n} rows, or None.")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with quiet() as problems, seeded(seed):
             self.model_ = self._trained(X)
@@ -217,6 +219,10 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
 
     def _check_further(self) -> None:
         """Refuse further arguments that are parameters of this class, or need rows that are not trained on."""
+        for name in ("model_kwargs", "train_kwargs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise ValueError(f"{name} is a {type(value).__name__}: give a dict, or None.")
         own = {"n_clusters": "n_categories", "n_state": "n_state", "n_arms": "n_arms", "likelihood": "likelihood"}
         for name, meant in (*own.items(), ("augment", "augment")):
             if meant in (self.model_kwargs or {}):
