@@ -142,7 +142,7 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         X = self._checked(X, reset=True, ensure_min_samples=2)
         n = X.shape[0]
         if self.n_clusters is not None and not (pp.is_whole(self.n_clusters) and 1 <= self.n_clusters <= n):
-            raise ValueError(f"n_clusters={self.n_clusters!r} must be a whole number from 1 to the {n} rows, or None.")
+            raise ValueError(f"n_clusters={self.n_clusters!r} must be a whole number from 1 to {n} (rows), or None.")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with quiet() as problems, seeded(seed):
             self.model_ = self._trained(X)
