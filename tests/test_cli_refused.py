@@ -74,7 +74,10 @@ class TestBadInput:
             (["annotate", "in.h5ad", "m/adata.h5ad", "--model-dir", "m", "--overwrite"], "OUT 'm/adata.h5ad' is where"),
             (["annotate", "store.zarr", "store.zarr/out.h5ad"], "OUT 'store.zarr/out.h5ad' is in IN"),
             (["annotate", "store.zarr/in.h5ad", "store.zarr", "--overwrite"], "IN 'store.zarr/in.h5ad' is in OUT"),
-            (["annotate", "in.h5ad", "new.h5ad", "--model-dir", "m", "--checkpoint-dir", "m/ck"], "is in --model-dir"),
+            (
+                ["annotate", "in.h5ad", "new.h5ad", "--model-dir", "empty", "--checkpoint-dir", "empty/run"],
+                "in --model-",
+            ),
             (["annotate", "in.h5ad", "new.zarr", "--checkpoint-dir", "new.zarr/run"], "create it first"),
             (["annotate", "in.h5ad", "folder.h5ad"], "is a folder"),
             (["annotate", "in.h5ad", "full.zarr", "--overwrite"], "no zarr store"),
@@ -89,6 +92,7 @@ class TestBadInput:
         for name in ("full", "full.zarr"):
             in_file.with_name(name).mkdir()
             in_file.with_name(name).joinpath("precious.txt").touch()
+        in_file.with_name("empty").mkdir()
         for name, inside in (("m", "adata.h5ad"), ("store.zarr", "in.h5ad")):
             in_file.with_name(name).mkdir()
             in_file.with_name(name).joinpath(inside).write_bytes(in_file.read_bytes())
