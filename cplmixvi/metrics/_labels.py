@@ -62,6 +62,8 @@ def encode(labels) -> tuple[np.ndarray, list]:
 def has_label(values, ignore: Sequence = ()) -> np.ndarray:
     """Which cells have a label that is not to be ignored, ``(n_obs,)``; a single label to ignore may be a string."""
     values = pd.Series(values).reset_index(drop=True)
+    if not np.iterable(ignore):
+        raise ValueError(f"ignore={ignore!r} must be a label, or a list of labels; leave it out to ignore none.")
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     # A copy, because torch takes no mask that pandas has made read-only.
     return (values.notna() & ~values.isin(ignore)).to_numpy(copy=True)

@@ -66,8 +66,7 @@ class InputsMixin(Mixin):
                 adata = super()._validate_anndata(adata, copy_if_view=copy_if_view)
                 check_kept(self.adata_manager, self.likelihood)
                 return adata
-        if not isinstance(adata, AnnData):
-            raise ValueError(f"adata is a {type(adata).__name__}, and an AnnData is needed: anndata.AnnData(values).")
+        pp.check_adata(adata)
         aligned = align_genes(adata, self.get_var_names())
         check_cells(aligned, self.registry_, self.likelihood, self.allow_empty_cells)
         return self._registered(aligned, copy_if_view)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cplmixvi import pp
 from cplmixvi._constants import SELECTION_KEY
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
     ValueError
         If there is no such entry, or something else wrote it.
     """
-    result = adata.uns.get(key)
+    pp.check_adata(adata)
+    result = adata.uns.get(key) if isinstance(key, str) else None
     if hasattr(result, "keys") and {"categories", "history"} <= set(result.keys()):
         return result
     found = sorted(name for name, value in adata.uns.items() if hasattr(value, "keys") and "categories" in value)

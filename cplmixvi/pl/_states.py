@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cplmixvi import pp
 from cplmixvi._constants import UNASSIGNED
 from cplmixvi.pl._common import dress, new_or_given, read_obs, shorten, style
 
@@ -81,6 +82,7 @@ def states(
 
 def read_points(adata: AnnData, basis: str, dims: tuple[int, int]) -> np.ndarray:
     """Get the two chosen columns, shape ``(n_obs, 2)``."""
+    pp.check_adata(adata)
     if basis not in adata.obsm:
         raise ValueError(
             f"basis={basis!r} was given but adata.obsm[{basis!r}] is missing; there are: "

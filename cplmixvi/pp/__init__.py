@@ -2,6 +2,7 @@
 
 from cplmixvi.pp._checks import (
     ValuesReport,
+    check_adata,
     check_likelihood,
     check_n_categories,
     check_setup,
@@ -19,6 +20,7 @@ from cplmixvi.pp._values import as_csr, layer_names, library_size, log_normalize
 __all__ = [
     "ValuesReport",
     "as_csr",
+    "check_adata",
     "check_likelihood",
     "check_n_categories",
     "check_setup",

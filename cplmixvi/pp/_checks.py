@@ -118,6 +118,31 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def check_adata(adata: object) -> None:
+    """Check that cells are given as an AnnData.
+
+    Parameters
+    ----------
+    adata
+        Any object.
+
+    Raises
+    ------
+    ValueError
+        If it is no AnnData.
+
+    Examples
+    --------
+    >>> check_adata([1, 2])
+    Traceback (most recent call last):
+    ValueError: adata is a list, and an AnnData is needed: anndata.AnnData(values).
+    """
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"adata is a {type(adata).__name__}, and an AnnData is needed: anndata.AnnData(values).")
+
+
 def check_n_categories(n_categories: int, n_obs: int, labels: Sequence[str] = ()) -> None:
     """Check that a number of categories suits the number of cells and the labels.
 
@@ -401,8 +426,7 @@ def check_setup(
     --------
     >>> check_setup(adata, obs_keys=["batch"])
     """
-    if not hasattr(adata, "n_obs"):
-        raise ValueError(f"adata is a {type(adata).__name__}, and an AnnData is needed: anndata.AnnData(values)")
+    check_adata(adata)
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed")
     get_matrix(adata, layer)

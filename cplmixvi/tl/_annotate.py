@@ -14,10 +14,9 @@ from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, UNASSIGNED, ResultKeys
-from cplmixvi.model import Consensus
+from cplmixvi.model import Consensus, CplMixVI
 
 if TYPE_CHECKING:
-    from cplmixvi.model import CplMixVI
     from cplmixvi.train import Selection
 
 #: Marks an entry of ``uns`` as ours, so that a result may replace an older result but nothing else.
@@ -98,10 +97,13 @@ def annotate(
         If ``key_added`` is not a valid name, ``min_confidence`` is outside ``[0, 1]``, ``top_k`` is below 1, entries
         not written by cplmixvi exist, genes are missing, or ``values_of`` has other cells.
     """
-    if not 0 <= min_confidence <= 1:
+    check_model(model)
+    if not (pp.is_number(min_confidence) and 0 <= min_confidence <= 1):
         raise ValueError(f"min_confidence={min_confidence!r} is outside [0, 1]; give a probability.")
     check_destination(adata, key_added, overwrite=overwrite)
     keys = ResultKeys(key_added)
+    if values_of is not None:
+        pp.check_adata(values_of)
     if values_of is not None and not values_of.obs_names.equals(adata.obs_names):
         raise ValueError("values_of has other cells than adata, or in another order; the same obs_names are needed.")
     cells = adata if values_of is None else values_of
@@ -245,9 +247,31 @@ def check_destination(adata: AnnData, key_added: str = DEFAULT_KEY, *, overwrite
     --------
     >>> check_destination(adata, "another_name")
     """
+    pp.check_adata(adata)
     check_key(key_added)
     if not overwrite:
         _check_free(adata, ResultKeys(key_added))
+
+
+def check_model(model: object) -> None:
+    """Check that a model is one of cplmixvi.
+
+    Parameters
+    ----------
+    model
+        Any object.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+
+    Examples
+    --------
+    >>> check_model(model)
+    """
+    if not isinstance(model, CplMixVI):
+        raise ValueError(f"model is a {type(model).__name__}, and a CplMixVI is needed; give the AnnData first.")
 
 
 def check_key(key: str) -> None:
@@ -334,7 +358,8 @@ def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
     ValueError
         If there is no such result, or ``obs[key]`` has labels that are not categories of it.
     """
-    result = adata.uns.get(key)
+    pp.check_adata(adata)
+    result = adata.uns.get(key) if isinstance(key, str) else None
     if not _is_annotation(result) or key not in adata.obs:
         found = sorted(name for name, entry in adata.uns.items() if _is_annotation(entry))
         problem = f"key={key!r} names no result of cplmixvi in this AnnData; it has "

@@ -83,6 +83,7 @@ def rank_genes(
             f"method={method!r} was given; allowed are {', '.join(map(repr, _METHODS))}; pass one of these."
         )
     _check_n_genes(n_genes)
+    pp.check_adata(adata)
     if not adata.var_names.is_unique:
         raise ValueError("adata.var_names has repeated names; call adata.var_names_make_unique() first.")
     keys = ResultKeys(key)

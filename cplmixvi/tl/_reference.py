@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from cplmixvi import metrics
+from cplmixvi import metrics, pp
 from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED, ResultKeys
 
 
@@ -123,7 +123,7 @@ def map_to_reference(
         If a column is missing, ``key_added`` is a column that is read, part of the result or one with other values, or
         ``min_purity`` is outside ``[0, 1]``.
     """
-    if not 0 <= min_purity <= 1:
+    if not (pp.is_number(min_purity) and 0 <= min_purity <= 1):
         raise ValueError(f"min_purity={min_purity!r} is outside [0, 1]; give a share of cells.")
     key_added = key_added or f"{key}_{reference_key}"
     if key_added in (key, reference_key):
@@ -158,8 +158,9 @@ def map_to_reference(
 
 
 def _columns(adata: AnnData, reference_key: str, key: str) -> tuple[pd.Series, pd.Series]:
+    pp.check_adata(adata)
     for column, meaning in ((reference_key, "reference_key"), (key, "key")):
-        if column not in adata.obs:
+        if not isinstance(column, str) or column not in adata.obs:
             raise ValueError(
                 f"{meaning}={column!r} is not a column of obs; it has {', '.join(map(repr, adata.obs.columns[:20]))}."
             )

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, ResultKeys
-from cplmixvi.tl._annotate import ORIGIN, add_entries, check_key, is_ours, selection_entry
+from cplmixvi.tl._annotate import ORIGIN, add_entries, check_key, check_model, is_ours, selection_entry
 from cplmixvi.train import Selection
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def select_categories(
     UserWarning
         If the halves hardly agree for any number of categories.
     """
+    pp.check_adata(adata)
+    check_model(model)
     check_key(key_added)
     keys = ResultKeys(key_added)
     earlier = adata.uns.get(keys.uns, {"origin": ORIGIN})

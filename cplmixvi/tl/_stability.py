@@ -14,7 +14,7 @@ from anndata import AnnData
 from cplmixvi import metrics, pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
 from cplmixvi._isolation import quiet, seeded
-from cplmixvi.tl._annotate import add_entries, read_labels
+from cplmixvi.tl._annotate import add_entries, check_model, read_labels
 
 if TYPE_CHECKING:
     from cplmixvi.model import CplMixVI
@@ -95,6 +95,7 @@ def stability(
         If ``adata`` has no result under ``key`` or has other cells than the model, an option is out of range, or
         ``obs[key_stability]`` was not written by cplmixvi.
     """
+    check_model(model)
     _check_options(n_repeats, subsample, seed)
     labels = read_labels(adata, key)
     keys = ResultKeys(key)
@@ -200,9 +201,9 @@ def _jaccard(codes: np.ndarray, found: np.ndarray, n_categories: int) -> np.ndar
 def _check_options(n_repeats: int, subsample: float, seed: int) -> None:
     if not pp.is_whole(n_repeats) or n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats!r} was given; give a whole number of refits, at least 1.")
-    if not isinstance(seed, int | np.integer) or seed < 0:
+    if not pp.is_whole(seed) or seed < 0:
         raise ValueError(f"seed={seed!r} was given; give a whole number, at least 0.")
-    if not 0 < subsample <= 1:
+    if not (pp.is_number(subsample) and 0 < subsample <= 1):
         raise ValueError(f"subsample={subsample!r} is outside (0, 1]; give a share of cells.")
 
 

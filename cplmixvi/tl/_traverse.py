@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
-from cplmixvi.tl._annotate import ORIGIN, add_entries, model_values, read_labels
+from cplmixvi.tl._annotate import ORIGIN, add_entries, check_model, model_values, read_labels
 from cplmixvi.tl._gene_sets import MARKERS, resolve_gene_sets
 from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._markers import rank_genes
@@ -102,6 +102,7 @@ def traverse(
         If there is no annotation by this model under ``key_added``, a category is not part of it or has too few cells,
         a gene set has none of the model's genes, or an option is out of range. Nothing is written in these cases.
     """
+    check_model(model)
     _check_options(n_steps, quantiles, library_size, moved, n_draws)
     labels = read_labels(adata, key_added)
     chosen = _chosen(labels, categories)
@@ -133,11 +134,12 @@ def traverse(
 def _check_options(n_steps, quantiles, library_size, moved, n_draws) -> None:
     if not pp.is_whole(n_steps) or n_steps < 3:
         raise ValueError(f"n_steps={n_steps!r} was given; give a whole number of at least 3.")
-    if len(quantiles) != 2 or not 0 <= quantiles[0] < quantiles[1] <= 1:
+    given = list(quantiles) if np.iterable(quantiles) else []
+    if len(given) != 2 or not all(map(pp.is_number, given)) or not 0 <= given[0] < given[1] <= 1:
         raise ValueError(f"quantiles={quantiles!r} was given; give two ascending numbers from 0 to 1.")
-    if library_size is not None and not 0 < library_size < np.inf:
+    if library_size is not None and not (pp.is_number(library_size) and 0 < library_size < np.inf):
         raise ValueError(f"library_size={library_size!r} was given; give a positive number, or None for the median.")
-    if not 0 < moved < np.inf:
+    if not (pp.is_number(moved) and 0 < moved < np.inf):
         raise ValueError(f"moved={moved!r} was given; give a positive number of standard deviations.")
     if not pp.is_whole(n_draws) or n_draws < 0:
         raise ValueError(f"n_draws={n_draws!r} was given; give a whole number, 0 for the expected expression.")
@@ -151,7 +153,8 @@ def _chosen(labels: pd.Categorical, categories: Sequence[str] | str | None) -> l
         if not chosen:
             raise ValueError(f"No category has the {MIN_CELLS} cells that a range of states needs; give more cells.")
         return chosen
-    chosen = [categories] if isinstance(categories, str) else list(dict.fromkeys(map(str, categories)))
+    chosen = [categories] if isinstance(categories, str) or not np.iterable(categories) else categories
+    chosen = list(dict.fromkeys(map(str, chosen)))
     unknown = [name for name in chosen if name not in labels.categories]
     if unknown or not chosen:
         raise ValueError(

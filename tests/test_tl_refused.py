@@ -1,0 +1,64 @@
+"""What functions on annotated cells are given by mistake is refused in words, and nothing is written."""
+
+import numpy as np
+import pytest
+
+import cplmixvi as cpl
+
+pytestmark = [
+    pytest.mark.usefixtures("small_committee"),
+    pytest.mark.filterwarnings("ignore:(Probabilities are almost flat|The arms agree):UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def annotated(make_counts):
+    adata = make_counts(n_obs=150)
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_categories=3, n_hidden=16)
+    model.train(max_epochs=2, enable_progress_bar=False, warm_start=False)
+    cpl.tl.annotate(adata, model)
+    return adata, model
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a, m: cpl.tl.annotate(m, a), "model is a AnnData"),
+        (lambda a, m: cpl.tl.annotate(a.X, m), "adata is a"),
+        (lambda a, m: cpl.tl.annotate(a, None), "model is a NoneType"),
+        (lambda a, m: cpl.tl.annotate(a, m, values_of=a.X), "an AnnData is needed"),
+        (lambda a, m: cpl.tl.annotate(a, m, min_confidence="0.5"), "min_confidence='0.5'"),
+        (lambda a, m: cpl.tl.select_categories(m, a), "adata is a CplMixVI"),
+        (lambda a, m: cpl.tl.traverse(m, a), "model is a AnnData"),
+        (lambda a, m: cpl.tl.traverse(a, m, moved="1"), "moved='1'"),
+        (lambda a, m: cpl.tl.traverse(a, m, library_size="median"), "library_size='median'"),
+        (lambda a, m: cpl.tl.traverse(a, m, quantiles=0.9), "quantiles=0.9"),
+        (lambda a, m: cpl.tl.traverse(a, m, quantiles=("0", "1")), "quantiles="),
+        (lambda a, m: cpl.tl.traverse(a, m, 10**6), "categories=1000000"),
+        (lambda a, m: cpl.tl.stability(m, a), "model is a AnnData"),
+        (lambda a, m: cpl.tl.stability(a, m, subsample="0.8"), "subsample='0.8'"),
+        (lambda a, m: cpl.tl.rank_genes(a.X), "adata is a"),
+        (lambda a, m: cpl.tl.state_genes(a, ["cplmixvi"]), "names no result"),
+        (lambda a, m: cpl.tl.compare_states(m), "adata is a CplMixVI"),
+        (lambda a, m: cpl.tl.compare_to_reference(a, ["type"]), "is not a column of obs"),
+        (lambda a, m: cpl.tl.compare_to_reference(a, "type", ignore=None), "ignore=None"),
+        (lambda a, m: cpl.tl.map_to_reference(a, "type", min_purity="high"), "min_purity='high'"),
+        (lambda a, m: cpl.pl.states(m), "adata is a CplMixVI"),
+        (lambda a, m: cpl.pl.consensus(a, ["cplmixvi"]), "cplmixvi.tl.annotate"),
+    ],
+)
+def test_mistakes_are_named(annotated, call, message):
+    adata, model = annotated
+    before = list(adata.obs), {key: list(value) for key, value in adata.uns.items() if hasattr(value, "keys")}
+    with pytest.raises(ValueError, match=message):
+        call(adata, model)
+    assert before == (list(adata.obs), {k: list(v) for k, v in adata.uns.items() if hasattr(v, "keys")})
+
+
+def test_a_single_label_or_category_need_not_be_in_a_list(annotated):
+    adata, _ = annotated
+    one = cpl.tl.compare_to_reference(adata, "type", ignore="type0")
+    same = cpl.tl.compare_to_reference(adata, "type", ignore=["type0"])
+    np.testing.assert_array_equal(one.confusion.to_numpy(), same.confusion.to_numpy())
+    assert "type0" not in one.confusion.index
