@@ -162,8 +162,10 @@ def test_a_search_is_logged(found, caplog, monkeypatch):
     ]
 
 
-class FakeModel:
+class FakeModel(cpl.CplMixVI):
     """A model of which only the selection is asked."""
+
+    selection = None
 
     def __init__(self):
         columns = {name: [0.5, 0.25] for name in ("score", "agreement", "entropy", "ari", "similarity", "n_stable")}
