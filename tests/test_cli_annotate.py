@@ -12,6 +12,8 @@ from _command_line import FAST, call, make_cells
 
 import cplmixvi
 from cplmixvi.cli import _backed, _files
+from cplmixvi.model import _selection
+from cplmixvi.train import _guide
 
 pytestmark = pytest.mark.usefixtures("small_committee")
 
@@ -235,6 +237,15 @@ class TestAnnotate:
 
     # The cells are noise, and both say so.
     @pytest.mark.filterwarnings("ignore:Two halves", "ignore:All cells", "ignore:Probabilities")
+    @pytest.mark.parametrize(("option", "looks"), [([], True), (["--no-find-condition"], False)])
+    def test_a_condition_is_not_looked_for_where_it_is_not_wanted(self, in_file, tmp_path, monkeypatch, option, looks):
+        looked = []
+        monkeypatch.setattr(_selection, "crossing", lambda *args, **kwargs: looked.append("before"))
+        monkeypatch.setattr(_guide, "find_condition", lambda *args, **kwargs: looked.append("in training"))
+        options = ["--layer", "counts", "--n-categories", "auto", "--max-epochs", "1", "--quiet", *option]
+        assert call("annotate", in_file, tmp_path / "out.h5ad", *options)[0] == 0
+        assert looked == (["before", "in training"] if looks else [])
+
     def test_the_number_found_is_that_of_the_library(self, in_file, tmp_path):
         options = ["--layer", "counts", "--max-epochs", "1", "--accelerator", "cpu", "--quiet", "--seed", "3"]
         assert call("annotate", in_file, tmp_path / "out.h5ad", *options)[0] == 0

@@ -56,6 +56,14 @@ def test_mistakes_are_named(annotated, call, message):
     assert before == (list(adata.obs), {k: list(v) for k, v in adata.uns.items() if hasattr(v, "keys")})
 
 
+@pytest.mark.parametrize("draw", [cpl.pl.consensus, cpl.pl.state, cpl.tl.rank_genes, cpl.tl.order_categories])
+def test_names_that_were_changed_in_place_are_not_taken_for_no_cells(annotated, draw):
+    adata = annotated[0].copy()
+    adata.obs["cplmixvi"] = adata.obs["cplmixvi"].cat.rename_categories({adata.obs["cplmixvi"].cat.categories[0]: "B"})
+    with pytest.raises(ValueError, match="label 'B'.* keep changed names in another column"):
+        draw(adata)
+
+
 def test_a_single_label_or_category_need_not_be_in_a_list(annotated):
     adata, _ = annotated
     one = cpl.tl.compare_to_reference(adata, "type", ignore="type0")

@@ -202,7 +202,7 @@ def _train(model: CplMixVI, options: Options, reporter: Reporter) -> None:
     if options.resume:
         reporter.say(f"{'going on from the last' if resumes else 'no'} checkpoint in {folder}")
     if options.n_categories is None and not resumes:
-        _find_n_categories(model, reporter)
+        _find_n_categories(model, reporter, options.find_condition)
     checkpoints = {"resume": folder} if resumes else {"checkpoint_dir": folder}
     try:
         model.train(
@@ -240,11 +240,11 @@ def _remove_checkpoints(options: Options) -> None:
         io.remove_checkpoints(options.checkpoint_dir)
 
 
-def _find_n_categories(model: CplMixVI, reporter: Reporter) -> None:
+def _find_n_categories(model: CplMixVI, reporter: Reporter, find_condition: bool) -> None:
     """Find the number that training will take, and say so before: it takes long and has no progress bar."""
     start = time.perf_counter()
     reporter.say("finding the number of categories, which takes minutes for thousands of cells")
-    selection = model.select_n_categories()
+    selection = model.select_n_categories(find_condition=find_condition)
     reporter.say(
         f"{selection.n_categories} categories found, of {len(selection.table)} numbers tried "
         f"({time.perf_counter() - start:.0f} s)"

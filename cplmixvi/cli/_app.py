@@ -275,7 +275,9 @@ def traverse(
 
 @app.command()
 def demo(
-    dataset: Annotated[str, typer.Option(help="Name of a data set in cplmixvi.datasets.")] = "pbmc68k",
+    dataset: Annotated[
+        str, typer.Option(help="Name of a data set of cells in cplmixvi.datasets (not mnist or dsprites).")
+    ] = "pbmc68k",
     out: Annotated[Path, typer.Option(help="Folder for the annotated cells and two figures.")] = Path("demo"),
     labels: Annotated[str | None, typer.Option(help="Column of obs with the reference types.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Random seed.")] = 0,

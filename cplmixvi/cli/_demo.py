@@ -24,6 +24,8 @@ _N_GENES = 2000
 _NO_TYPE = ("(none)",)
 # The set that is packaged with scanpy has no entry in the registry of files to fetch.
 _PACKAGED = ("bulk_labels", "normal")
+#: Data sets without cells.
+_IMAGES = ("mnist", "dsprites")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def _make_folder(out: Path) -> None:
 def _load(dataset: str, labels: str | None) -> _Task:
     from cplmixvi import datasets, pp
 
+    if dataset in _IMAGES:
+        raise InputError(f"--dataset {dataset!r} has images and no cells; see the tutorial on images, or name another.")
     try:
         adata = datasets.load(dataset)
     except ValueError as error:

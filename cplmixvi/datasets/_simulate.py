@@ -136,8 +136,12 @@ def simulate(
 
     Parameters
     ----------
-    n_obs, n_vars, n_types
-        Numbers of cells, genes and types.
+    n_obs
+        Number of cells.
+    n_vars
+        Number of genes.
+    n_types
+        Number of types.
     type_sizes
         Number of cells of each type, see :func:`imbalanced_sizes`. Default: equal sizes.
     n_state

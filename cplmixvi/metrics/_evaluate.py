@@ -18,8 +18,10 @@ def correct_cells(y_true, y_pred, *, ignore: Sequence = ()) -> np.ndarray:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
@@ -63,8 +65,10 @@ def evaluate(
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     proba
         Probabilities, ``(n_obs, n_categories)``, also sparse; adds ``brier``.
     confidence

@@ -25,8 +25,10 @@ def nmi(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
         their own.
     ignore
         Reference labels that mean "unknown".
@@ -59,8 +61,10 @@ def ami(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
         their own.
     ignore
         Reference labels that mean "unknown".
@@ -93,8 +97,10 @@ def ari(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
         their own.
     ignore
         Reference labels that mean "unknown".

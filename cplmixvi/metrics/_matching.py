@@ -35,8 +35,10 @@ def match_categories(y_true, y_pred, *, ignore: Sequence = ()) -> dict:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
@@ -64,8 +66,10 @@ def accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
@@ -95,8 +99,10 @@ def recall_by_type(y_true, y_pred, *, ignore: Sequence = ()) -> pd.Series:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
@@ -124,8 +130,10 @@ def balanced_accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
@@ -152,8 +160,10 @@ def rare_recall(y_true, y_pred, *, below: int = 50, ignore: Sequence = ()) -> fl
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     below
         Types with fewer cells than this are rare.
     ignore
@@ -188,8 +198,10 @@ def purity(y_true, y_pred, *, ignore: Sequence = ()) -> float:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``.
     ignore
         Reference labels that mean "unknown".
 
@@ -217,8 +229,10 @@ def confusion(y_true, y_pred, *, ignore: Sequence = ()) -> pd.DataFrame:
 
     Parameters
     ----------
-    y_true, y_pred
-        Reference cell types and predicted categories, ``(n_obs,)``. Cells without a predicted label are in no column.
+    y_true
+        Reference cell types, ``(n_obs,)``.
+    y_pred
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label are in no column.
     ignore
         Reference labels that mean "unknown".
 

@@ -74,8 +74,10 @@ class CplMixVI(
     n_categories
         Number of categories (cell types) ``K``, at least the number of labels. With `None` or ``"auto"``, it is
         determined during training, see :meth:`select_n_categories`. Categories without cells are reported as unused.
-    n_state, n_arms
-        Number ``S`` of state dimensions and number ``A`` of arms; a consensus requires two or more arms.
+    n_state
+        Number ``S`` of dimensions of the state.
+    n_arms
+        Number ``A`` of arms; a consensus requires two or more.
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for raw counts; ``"normal"`` or ``"mse"`` for log values; ``"bernoulli"``
         for values in ``[0, 1]``.
@@ -298,11 +300,14 @@ class CplMixVI(
             Whether a warm start searches for a condition that no column of ``obs`` has: two levels of one shift shared
             by most types, such as a treatment; see :attr:`condition_`. If types would follow it, copies of a cell are
             of both levels, so that they do not. Batches that change some types much more than others are such a
-            condition, too. Not of images, or if ``augment`` has a condition or replaces cells.
+            condition, too. There is no search for images, for cells in a file, or if
+            ``augment`` names a condition or replaces cells.
         plan_kwargs
             Keyword arguments of :class:`cplmixvi.train.CplMixPlan`.
-        checkpoint_dir, checkpoint_every
-            Folder for saved models with the state of training, and epochs between them (by default a twentieth).
+        checkpoint_dir
+            Folder for saved models with the state of training, of which the last two are kept.
+        checkpoint_every
+            Epochs between them, by default a twentieth.
         resume
             Folder with checkpoints of an unfinished training. It continues from the last one with its original
             arguments and ends with the weights of an uninterrupted run. The model must be created as it was then.

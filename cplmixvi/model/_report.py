@@ -72,7 +72,10 @@ class Report:
             f"The arms are {1 - self.entropy:.0%} certain (mean entropy is {self.entropy:.0%} of its largest value).",
         ]
         if self.weakest is None:
-            lines.append("One arm: whether the types would be found again is unknown; use n_arms=2 or more.")
+            line = "One arm: there is no agreement between arms"
+            # Fits to halves of the data say it as well, below.
+            line += ", and whether the types would be found again is unknown" if self.least_found is None else ""
+            lines.append(f"{line}; use n_arms=2 or more.")
         else:
             name, consensus = self.weakest
             lines.append(

@@ -113,8 +113,8 @@ class SelectionMixin(Mixin):
             candidates = sorted({int(k) for k in candidates})
             if not candidates or candidates[0] < smallest or candidates[-1] > n_obs:
                 raise ValueError(
-                    f"candidates={candidates} must be numbers from {smallest} (the labels, at least 2) to the "
-                    f"{n_obs} cells."
+                    f"candidates={candidates} must be numbers from {smallest} (2, or the number of labels if that is "
+                    f"larger) to the {n_obs} cells."
                 )
         if seed is not None and not (pp.is_whole(seed) and seed >= 0):
             raise ValueError(f"seed={seed!r} must be a whole number of at least 0, or None.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cplmixvi import pp
-from cplmixvi._constants import SELECTION_KEY
+from cplmixvi._constants import SELECTION_KEY, UNASSIGNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,8 +112,21 @@ def check_choice(value: object, allowed: Sequence[object], *, argument: str) -> 
 
 
 def category_sizes(adata: AnnData, key: str, categories: Sequence[str]) -> np.ndarray:
-    """Cells per category from ``adata.obs[key]``, shape ``(n_categories,)``."""
-    counts = read_obs(adata, key, argument="key").astype(str).value_counts()
+    """Cells per category from ``adata.obs[key]``, shape ``(n_categories,)``.
+
+    Raises
+    ------
+    ValueError
+        If the column is missing, or has labels that are not categories of the result.
+    """
+    counts = read_obs(adata, key, argument="key").dropna().astype(str).value_counts()
+    known = {*map(str, adata.uns[key]["categories"]), UNASSIGNED}
+    foreign = sorted(name for name, count in counts.items() if count and name not in known)
+    if foreign:
+        raise ValueError(
+            f"obs[{key!r}] has the label {foreign[0]!r}, which is not a category of the result; annotate again, and "
+            "keep changed names in another column."
+        )
     return np.array([int(counts.get(category, 0)) for category in categories])
 
 

@@ -43,7 +43,8 @@ def select_categories(
         Name of the result. If it already contains an annotation, the selection is added to it; if not, :func:`annotate`
         will add an annotation to the selection.
     candidates
-        Numbers to try, each from 2 to the number of cells; as many as are worth trying if `None`.
+        Numbers to try, each from 2 (or the number of labels, if larger) to the number of cells; as many as are worth
+        trying if `None`.
     seed
         Seed of all random numbers; drawn from the global generator if `None`.
 

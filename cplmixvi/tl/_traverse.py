@@ -100,7 +100,7 @@ def traverse(
     ------
     ValueError
         If there is no annotation by this model under ``key_added``, a category is not part of it or has too few cells,
-        a gene set has none of the model's genes, or an option is out of range. Nothing is written in these cases.
+        ``gene_sets`` has none of the model's genes, or an option is out of range. Nothing is written in these cases.
     """
     check_model(model)
     _check_options(n_steps, quantiles, library_size, moved, n_draws)
@@ -151,7 +151,10 @@ def _chosen(labels: pd.Categorical, categories: Sequence[str] | str | None) -> l
     if categories is None:
         chosen = [name for name in labels.categories if sizes[name] >= MIN_CELLS]
         if not chosen:
-            raise ValueError(f"No category has the {MIN_CELLS} cells that a range of states needs; give more cells.")
+            raise ValueError(
+                f"No category has the {MIN_CELLS} cells that a range of states needs; give more cells, or annotate "
+                "with a lower min_confidence."
+            )
         return chosen
     chosen = [categories] if isinstance(categories, str) or not np.iterable(categories) else categories
     chosen = list(dict.fromkeys(map(str, chosen)))
