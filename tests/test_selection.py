@@ -26,7 +26,7 @@ def counts(make_counts):
 
 @pytest.mark.parametrize("n_types", [3, 12])
 def test_well_separated_types_are_counted(make_counts, n_types):
-    x = torch.from_numpy(make_counts(n_obs=900, n_vars=90, n_types=n_types, seed=1).X.toarray()).float()
+    x = torch.from_numpy(make_counts(n_obs=600, n_vars=90, n_types=n_types, seed=1).X.toarray()).float()
     selection = select_n_categories(x, on_counts=True, encode=encode, n_splits=2)
     assert abs(selection.n_categories - n_types) <= 1
     best = selection.table.loc[selection.n_categories]
@@ -37,7 +37,6 @@ def test_well_separated_types_are_counted(make_counts, n_types):
     assert best["n_stable"] > n_types - 1.5
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_two_types_are_two_although_each_has_a_state_to_cut_it_by(seed):
     adata = cpl.datasets.simulate(n_obs=1_200, n_vars=500, n_types=2, seed=seed)
     x = torch.from_numpy(adata.X.toarray()).float()
