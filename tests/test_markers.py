@@ -218,3 +218,16 @@ def test_scaled_values_have_no_fold_changes(make_counts):
     with pytest.raises(ValueError, match="X has negative values.*layer="):
         cpl.tl.rank_genes(adata, n_genes=3)
     assert np.isfinite(cpl.tl.rank_genes(adata, n_genes=3, layer="logs")["log2_fold_change"]).all()
+
+
+def test_names_with_a_slash_can_be_written(make_annotated):
+    adata = make_annotated(3)
+    adata.X = np.random.default_rng(0).poisson(3.0, adata.shape).astype(np.float32)
+    names = ["L2/3 IT", "b", "c"]
+    adata.obs["cplmixvi"] = adata.obs["cplmixvi"].cat.rename_categories(names)
+    adata.uns["cplmixvi"] |= {"categories": np.array(names, dtype=object), "origin": "cplmixvi"}
+    table = cpl.tl.rank_genes(adata)
+    assert set(table["category"]) == set(names)
+    ranking = adata.uns["rank_genes_cplmixvi"]
+    assert "pts" not in ranking
+    assert "L2/3 IT" in ranking["names"].dtype.names

@@ -170,6 +170,8 @@ def _drop_derived(adata: AnnData, keys: ResultKeys) -> None:
     if is_ours(earlier):
         adata.uns.pop(f"{keys.labels}_colors", None)
         adata.uns.pop(keys.ranking, None)
+        # scanpy's, which it makes for its plots, and cannot know to be of other categories.
+        adata.uns.pop(f"dendrogram_{keys.labels}", None)
         if _has_condition(earlier) and keys.condition in adata.obs:
             del adata.obs[keys.condition]
         if "stability_by_category" in earlier and keys.stability in adata.obs:

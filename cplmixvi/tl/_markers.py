@@ -105,7 +105,12 @@ def rank_genes(
         )
     # Where the values came from, which is what scanpy's plots draw.
     cells.uns[keys.ranking]["params"]["layer"] = layer
-    adata.uns[keys.ranking] = cells.uns[keys.ranking]
+    ranking = dict(cells.uns[keys.ranking])
+    if any("/" in str(name) for name in groups):
+        # Columns of a table in a file may not have it in their names.
+        for shares in ("pts", "pts_rest"):
+            ranking.pop(shares, None)
+    adata.uns[keys.ranking] = ranking
     table = sc.get.rank_genes_groups_df(cells, group=None, key=keys.ranking)
     table["rank"] = table.groupby("group", observed=True).cumcount() + 1
     return table[list(_COLUMNS)].rename(columns=_COLUMNS)
