@@ -114,6 +114,7 @@ def make_annotated():
         adata.obsm[f"X_{key}"] = np.stack([codes, -codes], axis=1).astype(np.float32)
         epochs = np.arange(1, 6)
         result = {
+            "origin": "cplmixvi",
             "categories": categories,
             "history": {"elbo_train": 100.0 / epochs, "elbo_validation": 110.0 / epochs, "entropy_train": 1.0 / epochs},
         }

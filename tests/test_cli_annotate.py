@@ -11,7 +11,7 @@ import scvi
 from _command_line import FAST, call, make_cells
 
 import cplmixvi
-from cplmixvi.cli import _backed, _files
+from cplmixvi.cli import _backed
 from cplmixvi.model import _selection
 from cplmixvi.train import _guide
 
@@ -179,12 +179,7 @@ class TestAnnotate:
 
         target = (_backed, "write") if options else (ad.AnnData, "write_h5ad")
         write = target[0].__dict__[target[1]]
-
-        def full_at_the_end(*args, **kwargs):
-            with _files.as_os_errors():
-                full()
-
-        monkeypatch.setattr(*target, full_at_the_end if options else full)
+        monkeypatch.setattr(*target, full)
         model_dir = tmp_path / "model"
         status, _, err = call("annotate", in_file, tmp_path / "out.h5ad", *FAST, "--model-dir", model_dir, *options)
         assert status == 2
@@ -246,6 +241,8 @@ class TestAnnotate:
         assert call("annotate", in_file, tmp_path / "out.h5ad", *options)[0] == 0
         assert looked == (["before", "in training"] if looks else [])
 
+    # Whether halves of noise agree a little is a matter of the last digits, which differ from machine to machine.
+    @pytest.mark.filterwarnings("ignore:Two halves", "ignore:All cells", "ignore:Probabilities")
     def test_the_number_found_is_that_of_the_library(self, in_file, tmp_path):
         options = ["--layer", "counts", "--max-epochs", "1", "--accelerator", "cpu", "--quiet", "--seed", "3"]
         assert call("annotate", in_file, tmp_path / "out.h5ad", *options)[0] == 0

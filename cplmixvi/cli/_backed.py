@@ -90,7 +90,7 @@ def select(path: Path, adata: AnnData, scratch: Path, n_top: int, likelihood: st
             some = AnnData(values[np.sort(rows)], obs=adata.obs.iloc[np.sort(rows)], var=adata.var)
             genes = pp.select_genes(some, n_top, likelihood=likelihood, batch_key=batch_key)
         obs = adata.obs[[] if batch_key is None else [batch_key]]
-        with _files.writable(scratch), _files.as_os_errors(), _files.all_strings():
+        with _files.writable(scratch), _files.all_strings():
             AnnData(obs=obs, var=adata.var.loc[genes, []]).write_h5ad(scratch)
         with h5py.File(scratch, "r+") as target:
             is_empty = np.zeros(adata.n_obs, dtype=bool)
@@ -98,7 +98,7 @@ def select(path: Path, adata: AnnData, scratch: Path, n_top: int, likelihood: st
                 # Sparse in any case: selected genes of most cells are mostly zero, and few bytes are quick to read.
                 chosen = sparse.csr_matrix(block[:, np.flatnonzero(genes)], dtype=np.float32)
                 is_empty[row : row + chosen.shape[0]] = np.asarray((chosen != 0).sum(axis=1)).ravel() == 0
-                with _files.writable(scratch), _files.as_os_errors():
+                with _files.writable(scratch):
                     if row == 0:
                         write_elem(target, "X", chosen)
                     else:
@@ -125,7 +125,7 @@ def write(source: Path, annotated: AnnData, output: Path) -> None:
     from anndata.io import write_elem
 
     shutil.copyfile(source, output)
-    with _files.all_strings(), _files.as_os_errors(), h5py.File(output, "r+") as file:
+    with _files.all_strings(), h5py.File(output, "r+") as file:
         write_elem(file, "obs", annotated.obs)
         write_elem(file, "obsm", dict(annotated.obsm))
         write_elem(file, "uns", dict(annotated.uns))

@@ -110,8 +110,6 @@ def _load(dataset: str, labels: str | None) -> _Task:
         raise InputError(f"--dataset {dataset!r} has images and no cells; see the tutorial on images, or name another.")
     try:
         adata = datasets.load(dataset)
-    except ValueError as error:
-        raise InputError(f"--dataset {dataset!r}: {one_line(error)}.") from error
     except OSError as error:
         raise InputError(
             f"--dataset {dataset!r} cannot be fetched ({one_line(error)[:160]}); connect to the network, or point "

@@ -214,30 +214,16 @@ def writable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    # HDF5 says of a full disk that it is a RuntimeError.
+    except (OSError, RuntimeError) as error:
         raise InputError(
             f"{str(path)!r} cannot be written ({one_line(error)}); check space and permissions, or name another path."
         ) from error
 
 
-@contextmanager
-def as_os_errors() -> Iterator[None]:
-    """Let what HDF5 has to say of a full disk be an OSError, as that of all others.
-
-    Raises
-    ------
-    OSError
-        Where the block raises a RuntimeError.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(one_line(error)) from error
-
-
 def write(adata: AnnData, path: Path) -> None:
     """Write ``adata`` to an .h5ad file (compressed) or a zarr store."""
-    with all_strings(), as_os_errors():
+    with all_strings():
         if path.suffix == ".h5ad":
             adata.write_h5ad(path, compression="gzip")
         else:

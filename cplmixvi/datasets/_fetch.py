@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,14 +91,8 @@ def read(info: DatasetInfo) -> AnnData:
     if path is not None:
         import anndata
 
-        try:
+        with _reading(str(path), ": replace the file, or move it away to download from the public source"):
             adata = anndata.read_h5ad(path)
-        except Exception as error:
-            said = " ".join(str(error).split())[:160]
-            raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}: {said}): replace the file, or move it away to "
-                "download from the public source"
-            ) from error
         if adata.shape != info.shape:
             raise ValueError(
                 f"{path} has shape {adata.shape}, {info.name} has {info.shape}: replace the file, or move it away to "
@@ -104,14 +100,9 @@ def read(info: DatasetInfo) -> AnnData:
             )
         return adata
     files = download(info)
-    try:
+    downloaded = f"{info.name}: what was downloaded, {', '.join(map(str, files))},"
+    with _reading(downloaded, "; delete it, and load again"):
         adata = getattr(_readers, info.reader)(*files)
-    except Exception as error:
-        said = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"{info.name}: what was downloaded, {', '.join(map(str, files))}, cannot be read ({type(error).__name__}: "
-            f"{said}); delete it, and load again"
-        ) from error
     expected = tuple(known or given for known, given in zip(info.public_shape, adata.shape, strict=True))
     if adata.shape != expected:
         warnings.warn(
@@ -122,3 +113,13 @@ def read(info: DatasetInfo) -> AnnData:
     adata.uns["source"] = " ".join(info.urls)
     adata.uns["X_is"] = info.values
     return adata
+
+
+@contextmanager
+def _reading(what: str, mend: str) -> Iterator[None]:
+    """Raise ValueError that ``what`` cannot be read, and what to do, for whatever goes wrong in the block."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:160]
+        raise ValueError(f"{what} cannot be read ({type(error).__name__}: {said}){mend}") from error

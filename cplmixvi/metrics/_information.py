@@ -28,8 +28,7 @@ def nmi(y_true, y_pred, *, ignore: Sequence = ()) -> float:
     y_true
         Reference cell types, ``(n_obs,)``.
     y_pred
-        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
-        their own.
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of their own.
     ignore
         Reference labels that mean "unknown".
 
@@ -64,8 +63,7 @@ def ami(y_true, y_pred, *, ignore: Sequence = ()) -> float:
     y_true
         Reference cell types, ``(n_obs,)``.
     y_pred
-        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
-        their own.
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of their own.
     ignore
         Reference labels that mean "unknown".
 
@@ -100,8 +98,7 @@ def ari(y_true, y_pred, *, ignore: Sequence = ()) -> float:
     y_true
         Reference cell types, ``(n_obs,)``.
     y_pred
-        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of
-        their own.
+        Predicted categories, ``(n_obs,)``. Cells without a predicted label form a category of their own.
     ignore
         Reference labels that mean "unknown".
 

@@ -300,8 +300,8 @@ class CplMixVI(
             Whether a warm start searches for a condition that no column of ``obs`` has: two levels of one shift shared
             by most types, such as a treatment; see :attr:`condition_`. If types would follow it, copies of a cell are
             of both levels, so that they do not. Batches that change some types much more than others are such a
-            condition, too. There is no search for images, for cells in a file, or if
-            ``augment`` names a condition or replaces cells.
+            condition, too. There is no search for images, for cells in a file, or if ``augment`` names a
+            condition or replaces cells.
         plan_kwargs
             Keyword arguments of :class:`cplmixvi.train.CplMixPlan`.
         checkpoint_dir

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cplmixvi import pp
-from cplmixvi._constants import SELECTION_KEY, UNASSIGNED
+from cplmixvi._constants import SELECTION_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -119,14 +119,10 @@ def category_sizes(adata: AnnData, key: str, categories: Sequence[str]) -> np.nd
     ValueError
         If the column is missing, or has labels that are not categories of the result.
     """
-    counts = read_obs(adata, key, argument="key").dropna().astype(str).value_counts()
-    known = {*map(str, adata.uns[key]["categories"]), UNASSIGNED}
-    foreign = sorted(name for name, count in counts.items() if count and name not in known)
-    if foreign:
-        raise ValueError(
-            f"obs[{key!r}] has the label {foreign[0]!r}, which is not a category of the result; annotate again, and "
-            "keep changed names in another column."
-        )
+    from cplmixvi.tl._annotate import read_labels
+
+    read_obs(adata, key, argument="key")
+    counts = read_labels(adata, key).value_counts()
     return np.array([int(counts.get(category, 0)) for category in categories])
 
 

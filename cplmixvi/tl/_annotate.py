@@ -104,8 +104,10 @@ def annotate(
     keys = ResultKeys(key_added)
     if values_of is not None:
         pp.check_adata(values_of)
-    if values_of is not None and not values_of.obs_names.equals(adata.obs_names):
-        raise ValueError("values_of has other cells than adata, or in another order; the same obs_names are needed.")
+        if not values_of.obs_names.equals(adata.obs_names):
+            raise ValueError(
+                "values_of has other cells than adata, or in another order; the same obs_names are needed."
+            )
     cells = adata if values_of is None else values_of
     if cells is model.adata:
         model.check_own_values()
