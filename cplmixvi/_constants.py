@@ -29,6 +29,8 @@ KNOWN_KEY = "known"
 
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 LOG_LIKELIHOODS = ("normal", "mse")
+#: exp(50) counts is no cell: larger values are not logarithms.
+LARGEST_LOG = 50.0
 LIKELIHOODS = (*COUNT_LIKELIHOODS, *LOG_LIKELIHOODS, "bernoulli")
 
 

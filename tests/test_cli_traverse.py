@@ -57,6 +57,21 @@ def test_cells_are_annotated_where_they_are_not_and_walked_through(folder, tmp_p
     assert again.obs["cplmixvi"].equals(after.obs["cplmixvi"])
 
 
+def test_types_too_small_to_compare_are_walked_through_all_the_same(folder, tmp_path):
+    adata = anndata.read_h5ad(folder / "in.h5ad")
+    few = adata.obs.groupby("type", observed=True).head(7).index
+    adata[few].copy().write_h5ad(tmp_path / "few.h5ad")
+    out = tmp_path / "out.h5ad"
+    status, line, err = call("traverse", tmp_path / "few.h5ad", out, "--model-dir", folder / "model")
+    assert status == 0, err
+    assert json.loads(line)["categories"] > 1
+    assert "no category has 10 cells" in err
+    result = anndata.read_h5ad(out).uns["cplmixvi"]
+    assert "traversals" in result
+    assert "state_tests" not in result
+    assert "state_genes" not in result
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

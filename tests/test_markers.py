@@ -199,11 +199,34 @@ class TestOrderCategories:
         planted.obsm["X_two"] = np.zeros((120, 2))
         with pytest.raises(ValueError, match="2 columns; correlations need at least 3"):
             cpl.tl.order_categories(planted, basis="X_two")
+        planted.obsm["X_three"] = np.full((120, 3), np.nan)
+        with pytest.raises(ValueError, match=r"obsm\['X_three'\] has values that are not finite"):
+            cpl.tl.order_categories(planted, basis="X_three")
+        with pytest.raises(ValueError, match="basis='X_three' and layer='logs'.*leave one out"):
+            cpl.tl.order_categories(planted, basis="X_three", layer="logs")
         with pytest.raises(ValueError, match="key='leiden' names no result"):
             cpl.tl.order_categories(planted, "leiden")
         as_result(planted, ["0"] * 120)
         with pytest.raises(ValueError, match="1 categories with cells, at least 2"):
             cpl.tl.order_categories(planted)
+
+    def test_values_of_a_layer(self, planted):
+        planted.layers["counts"] = planted.X.copy()
+        planted.X = planted.X * 0
+        order = cpl.tl.order_categories(planted, layer="counts")
+        assert set(order[:2]) in ({"0", "2"}, {"1", "3"})
+
+
+@pytest.mark.parametrize("function", ["rank_genes", "order_categories", "state_genes"])
+def test_one_value_does_not_make_logarithms_of_counts(planted, function):
+    planted.obsm["X_cplmixvi"] = np.random.default_rng(0).normal(size=(120, 2))
+    planted.X = planted.X.toarray() * 10
+    planted.X[3, 5] = np.nan
+    with pytest.raises(ValueError, match=r"adata\.X has values that are not finite"):
+        getattr(cpl.tl, function)(planted)
+    planted.X[3, 5] = 2.5
+    with pytest.raises(ValueError, match=r"values up to \d+, and not all are whole.*neither counts nor logarithms"):
+        getattr(cpl.tl, function)(planted)
 
 
 def test_scaled_values_have_no_fold_changes(make_counts):

@@ -228,8 +228,14 @@ class TestStateGenes:
         adata, _, _ = annotated
         with pytest.raises(ValueError, match="n_genes=0"):
             cpl.tl.state_genes(adata, n_genes=0)
+        with pytest.raises(ValueError, match="seed='x'"):
+            cpl.tl.state_genes(adata, seed="x")
         with pytest.raises(ValueError, match="No category of 'cplmixvi' has the 10 cells"):
             cpl.tl.state_genes(adata[:9].copy())
+        adata.obsm["X_cplmixvi"][0, 0] = np.nan
+        for function in (cpl.tl.state_genes, cpl.tl.compare_states):
+            with pytest.raises(ValueError, match="obsm.*not finite"):
+                function(adata)
         del adata.obsm["X_cplmixvi"]
         with pytest.raises(ValueError, match="obsm.*is missing"):
             cpl.tl.state_genes(adata)
@@ -250,6 +256,17 @@ class TestCompareStates:
         assert table.loc[1, "location_pvalue"] < 1e-10
         assert table.loc[2, "spread_pvalue"] < 1e-10
         assert (table["n_categories"] == 3).all()
+
+    def test_effects_of_nothing_are_near_zero_with_few_cells(self, annotated):
+        adata = annotated[0]
+        rng = np.random.default_rng(1)
+        adata.obs["cplmixvi"] = adata.obs["cplmixvi"].cat.categories[rng.permutation(np.arange(400) % 3)]
+        adata = adata[:60].copy()
+        adata.obsm["X_cplmixvi"] = rng.normal(size=(60, 40))
+        table = cpl.tl.compare_states(adata)
+        assert (table[["location_effect", "spread_effect"]] >= 0).all(axis=None)
+        # A share that was not corrected for the number of categories would be (k - 1) / (n - 1) = .034 on average.
+        assert (table[["location_effect", "spread_effect"]].mean() < 0.025).all()
 
     def test_a_state_that_is_the_same_everywhere_differs_nowhere(self, annotated):
         adata, _, _ = annotated

@@ -54,6 +54,8 @@ def traverse_file(options: Options) -> dict[str, str | int | float | None]:
         If the input cannot be used; nothing is written then.
     """
     from cplmixvi import tl
+    from cplmixvi.tl._annotate import read_labels
+    from cplmixvi.tl._state_genes import MIN_CELLS
 
     start = time.perf_counter()
     _check_paths(options)
@@ -68,13 +70,16 @@ def traverse_file(options: Options) -> dict[str, str | int | float | None]:
                 write_back(adata, model, options.key_added, overwrite=options.overwrite)
             chosen = _named(options.categories, [str(name) for name in adata.uns[options.key_added]["categories"]])
             result = tl.traverse(adata, model, chosen, options.gene_sets, options.n_steps, key_added=options.key_added)
-            if options.state_genes:
+            n_large = (read_labels(adata, options.key_added).value_counts() >= MIN_CELLS).sum()
+            if options.state_genes and n_large:
                 tl.state_genes(adata, options.key_added, layer=layer, n_genes=options.state_genes)
-            if len(result.categories) > 1:
+            if n_large > 1:
                 tl.compare_states(adata, options.key_added)
         reporter.release()
         if not is_annotated:
             reporter.say("the cells had no annotation of that name and have been annotated first")
+        if options.state_genes and not n_large:
+            reporter.say(f"no category has {MIN_CELLS} cells, as a ranking of genes needs: none is written")
         reporter.say(f"writing {options.output}")
         with _files.replacing(options.output) as path:
             _files.write(adata, path)

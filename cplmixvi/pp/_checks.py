@@ -12,14 +12,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cplmixvi._constants import COUNT_LIKELIHOODS, LIKELIHOODS, LOG_LIKELIHOODS
+from cplmixvi._constants import COUNT_LIKELIHOODS, LARGEST_LOG, LIKELIHOODS, LOG_LIKELIHOODS
 from cplmixvi.pp._values import get_matrix, iter_blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# exp(50) counts is no cell: larger values are not logarithms.
-_LARGEST_LOG = 50.0
 # Squares of larger values are rounded away, or are none, in single precision.
 _LARGEST = 1e8
 _NAMED = 3
@@ -361,7 +359,7 @@ def check_values(
 
     if not (likelihood == "bernoulli" if allow_empty_cells is None else allow_empty_cells):
         _check_empty_cells(np.flatnonzero(in_cell == 0), n_obs, where, obs_names)
-    if likelihood in LOG_LIKELIHOODS and highest > _LARGEST_LOG:
+    if likelihood in LOG_LIKELIHOODS and highest > LARGEST_LOG:
         warnings.warn(
             f"{where} has values up to {highest:g}; likelihood={likelihood!r} expects log values: take log1p of "
             f"normalised values, or use likelihood='nb' on raw counts",

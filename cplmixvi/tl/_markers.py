@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from cplmixvi import pp
-from cplmixvi._constants import DEFAULT_KEY, ResultKeys
+from cplmixvi._constants import DEFAULT_KEY, LARGEST_LOG, ResultKeys
 from cplmixvi.tl._annotate import add_entries, read_labels
 
 _METHODS = ("wilcoxon", "t-test", "t-test_overestim_var")
@@ -50,7 +50,8 @@ def rank_genes(
     key
         Name of the result.
     layer
-        Layer with counts or log values; `None` for ``adata.X``.
+        Layer with counts or log values; `None` for ``adata.X``. Values are taken for counts if all of them are whole
+        numbers.
     method
         ``"wilcoxon"`` (corrected for ties), ``"t-test"`` or ``"t-test_overestim_var"``.
     n_genes
@@ -69,7 +70,7 @@ def rank_genes(
     ------
     ValueError
         If there is no result under ``key``, fewer than two of its categories have two cells, gene names are not unique,
-        or an option is not one of those above.
+        an option is not one of those above, or values are negative, not finite, or neither counts nor logarithms.
 
     Warns
     -----
@@ -116,7 +117,9 @@ def rank_genes(
     return table[list(_COLUMNS)].rename(columns=_COLUMNS)
 
 
-def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | None = None) -> list[str]:
+def order_categories(
+    adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | None = None, layer: str | None = None
+) -> list[str]:
     """Order the categories so that those with similar expression are next to each other.
 
     The order is that of the leaves of a dendrogram: average linkage of the correlation distances between the category
@@ -131,7 +134,10 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
         Name of the result.
     basis
         Entry of ``obsm`` with at least three columns in which to compute the means, such as ``"X_pca"``; `None` for
-        ``adata.X``, log-normalised in a copy if it contains counts.
+        the values of the genes.
+    layer
+        Layer with log values, or with counts, which are log-normalised in a copy; `None` for ``adata.X``. Without
+        ``basis`` only.
 
     Returns
     -------
@@ -145,14 +151,16 @@ def order_categories(adata: AnnData, key: str = DEFAULT_KEY, *, basis: str | Non
     Raises
     ------
     ValueError
-        If there is no result under ``key``, fewer than two of its categories have cells, or ``basis`` is missing or has
-        too few columns.
+        If there is no result under ``key``, fewer than two of its categories have cells, ``basis`` is missing, has
+        too few columns or is given with a ``layer``, or values are not finite, or neither counts nor logarithms.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import pdist
 
+    if basis is not None and layer is not None:
+        raise ValueError(f"basis={basis!r} and layer={layer!r} were given; means are of one of the two: leave one out.")
     labels = read_labels(adata, key)
-    values = log_values(adata, None)[0] if basis is None else _basis(adata, basis)
+    values = log_values(adata, layer)[0] if basis is None else _basis(adata, basis)
     means, names = _means(values, labels)
     _check_two(len(names), "with cells", key)
     # A category without any variation has no correlation: neither similar nor opposite.
@@ -197,10 +205,10 @@ def _cells_to_test(adata: AnnData, labels: pd.Categorical, layer: str | None, ke
     """Assigned cells with log values and categories, apart from ``adata``."""
     values, were_counts = log_values(adata, layer)
     if (values.data < 0).any():
-        where = "X" if layer is None else f"layers[{layer!r}]"
         raise ValueError(
-            f"{where} has negative values, as scaled ones are, and no fold change can be computed from these: name a "
-            "layer of counts or log values by layer=..., or give adata.raw.to_adata() with the result's obs and uns."
+            f"{pp.source_name(layer)} has negative values, as scaled ones are, and no fold change can be computed from "
+            "these: name a layer of counts or log values by layer=..., or give adata.raw.to_adata() with the result's "
+            "obs and uns."
         )
     known = ~labels.isna()
     obs = pd.DataFrame({key: labels[known].remove_unused_categories()}, index=adata.obs_names[known])
@@ -213,10 +221,36 @@ def _cells_to_test(adata: AnnData, labels: pd.Categorical, layer: str | None, ke
 
 
 def log_values(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, bool]:
-    """Log-normalised values, CSR ``(n_obs, n_vars)``, and whether they were made from counts here."""
+    """Log-normalised values, CSR ``(n_obs, n_vars)``, and whether they were made from counts here.
+
+    Raises
+    ------
+    ValueError
+        If values are not finite, or neither counts nor logarithms: as those, one value would decide over all others.
+    """
     values = pp.as_csr(adata, layer)
-    are_counts = bool((values.data >= 0).all() and (values.data == np.rint(values.data)).all())
-    return (pp.log_normalize(values), True) if are_counts else (values, False)
+    where = pp.source_name(layer)
+    pp.check_structure(values, where)
+    check_finite(values.data, where)
+    if (values.data < 0).any():
+        return values, False
+    if (values.data == np.rint(values.data)).all():
+        return pp.log_normalize(values), True
+    if values.data.max(initial=0) > LARGEST_LOG:
+        raise ValueError(
+            f"{where} has values up to {values.data.max():g}, and not all are whole numbers: neither counts nor "
+            "logarithms. Name a layer of counts or log values by layer=..., or take logarithms by numpy.log1p or "
+            "cplmixvi.pp.log_normalize."
+        )
+    return values, False
+
+
+def check_finite(values: np.ndarray, where: str) -> None:
+    """Raise ValueError if any of the ``values``, which are called ``where``, is not finite."""
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{where} has values that are not finite; replace NaN and infinity, or drop those cells or genes."
+        )
 
 
 def _basis(adata: AnnData, basis: str) -> np.ndarray:
@@ -225,7 +259,9 @@ def _basis(adata: AnnData, basis: str) -> np.ndarray:
             f"basis={basis!r} is not in obsm, which has {', '.join(map(repr, adata.obsm)) or 'none'}; "
             "pass one of these or None."
         )
-    values = np.asarray(adata.obsm[basis], dtype=np.float64)
+    values = adata.obsm[basis]
+    values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
+    check_finite(values, f"obsm[{basis!r}]")
     if values.shape[1] < 3:
         raise ValueError(
             f"basis={basis!r} has {values.shape[1]} columns; correlations need at least 3; pass another basis or None."

@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control, rankdata, t
 from cplmixvi import pp
 from cplmixvi._constants import DEFAULT_KEY, ResultKeys
 from cplmixvi.tl._annotate import add_entries, read_labels
-from cplmixvi.tl._markers import log_values
+from cplmixvi.tl._markers import check_finite, log_values
 
 #: Types with fewer cells are left out: no correlation of so few could be told from chance.
 MIN_CELLS = 10
@@ -67,11 +67,14 @@ def state_genes(
     Raises
     ------
     ValueError
-        If there is no result under ``key``, no category has 10 cells, or an option is out of range.
+        If there is no result under ``key``, no category has 10 cells, an option is out of range, or values are not
+        finite, or neither counts nor logarithms.
     """
     for name, value, least in (("n_genes", n_genes, 1), ("n_permutations", n_permutations, 0)):
         if value is not None and (not pp.is_whole(value) or value < least):
             raise ValueError(f"{name}={value!r} was given; give a whole number of at least {least}.")
+    if not (pp.is_whole(seed) and seed >= 0):
+        raise ValueError(f"seed={seed!r} was given; give a whole number of at least 0.")
     labels = read_labels(adata, key)
     state = read_state(adata, key)
     values, _ = log_values(adata, layer)
@@ -101,12 +104,13 @@ def read_state(adata: AnnData, key: str) -> np.ndarray:
     Raises
     ------
     ValueError
-        If they are missing.
+        If they are missing or not finite.
     """
     name = ResultKeys(key).state
     if name not in adata.obsm:
         raise ValueError(f"obsm[{name!r}] is missing; run cplmixvi.tl.annotate(adata, model, key_added={key!r}) first.")
     state = np.asarray(adata.obsm[name], dtype=np.float64)
+    check_finite(state, f"obsm[{name!r}]")
     return state[:, :1] if state.shape[1] == 2 and not state[:, 1].any() else state
 
 

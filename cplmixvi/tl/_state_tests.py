@@ -17,13 +17,18 @@ def compare_states(adata: AnnData, key: str = DEFAULT_KEY) -> pd.DataFrame:
 
     Location is tested with the Kruskal-Wallis rank test, spread with Levene's test on absolute deviations from the
     medians (Brown-Forsythe). With thousands of cells everything is significant: the effect sizes, which are shares of
-    variance from 0 to 1, show whether a difference matters.
+    variance from 0 to 1 and near 0 without a difference, show whether it matters.
 
     .. math::
-        \eta^2_{\text{location}} = \frac{H - k + 1}{n - k}, \qquad
-        \eta^2_{\text{spread}} = \frac{(k - 1) W}{(k - 1) W + n - k}
+        \eta^2_{\text{location}} = \max\left(0, \frac{H - k + 1}{n - k}\right), \qquad
+        \epsilon^2_{\text{spread}} = \max\left(0, \frac{(k - 1)(W - 1)}{(k - 1) W + n - k}\right)
 
     with :math:`k` categories, :math:`n` cells, the Kruskal-Wallis statistic :math:`H` and Levene's :math:`W`.
+
+    Two things to keep in mind. Where the states of a type lie says little by itself: each type has a profile of its
+    own, which can take up any shift of its states, so that a difference of location alone is no biology (spread,
+    shape, and the genes of :func:`state_genes` are). And categories and states were found in the same values, so that
+    p-values are no evidence for the categories.
 
     Parameters
     ----------
@@ -44,7 +49,7 @@ def compare_states(adata: AnnData, key: str = DEFAULT_KEY) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If there is no result under ``key`` or fewer than two categories have 10 cells.
+        If there is no result under ``key``, fewer than two categories have 10 cells, or states are not finite.
     """
     labels = read_labels(adata, key)
     state = read_state(adata, key)
@@ -79,6 +84,6 @@ def _row(dimension: int, groups: list[np.ndarray]) -> dict[str, float]:
     return row | {
         "location_effect": max(0.0, float((location.statistic - k + 1) / (n - k))),
         "location_pvalue": float(location.pvalue),
-        "spread_effect": float(between / (between + n - k)),
+        "spread_effect": max(0.0, float((between - k + 1) / (between + n - k))),
         "spread_pvalue": float(spread.pvalue),
     }
