@@ -119,6 +119,7 @@ def _score(logits, x, library, weights, theta, score, to_genes):
     n_cells, n_genes = x.shape
     u, log_r, inverse = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
     log_theta, rest, slope_rest = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
+    log_ratio = np.empty_like(theta)
     count, size, constant = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
     slope, index = np.empty_like(theta), np.empty(n_genes, np.int32)
     to_theta, to_bias = to_genes[0], to_genes[1]
@@ -134,24 +135,25 @@ def _score(logits, x, library, weights, theta, score, to_genes):
     for i in range(n_cells):
         counts, share, weight = x[i], logits[i], weights[i]
         largest = _largest(share)
-        linear, gamma, total, molecules, sum_u = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+        linear, gamma, total, sum_u = _ZERO, _ZERO, _ZERO, _ZERO
         for g in range(n_genes):
             logit = share[g] - largest
-            linear += counts[g] * (logit - log_theta[g])
-            molecules += counts[g]
+            log_ratio[g] = logit - log_theta[g]
             share[g] = _exp_of_negative(logit)
             total += share[g]
         depth = library[i] / total
+        log_depth = np.float32(math.log(depth))
         # Few arrays per loop: with more, LLVM gives up to prove that they do not overlap, and does not vectorise.
         for g in range(n_genes):
             mu = share[g] * depth
             log_r[g] = mu * inverse[g]
             u[g] = (counts[g] - mu) / (_ONE + log_r[g])
             sum_u += u[g]
+        # Logarithms of probabilities, which are small where counts are large: sums of their parts would lose digits.
         for g in range(n_genes):
             log_r[g] = _log1p(log_r[g])
+            linear += counts[g] * (log_ratio[g] + log_depth - log_r[g]) - theta[g] * log_r[g]
         for g in range(n_genes):
-            gamma -= (counts[g] + theta[g]) * log_r[g]
             to_theta[g] -= weight * (log_r[g] + u[g] * inverse[g])
         # Gamma functions of counts that are not zero, which are put side by side.
         n = 0
@@ -176,8 +178,7 @@ def _score(logits, x, library, weights, theta, score, to_genes):
         for g in range(n_genes):
             share[g] = u[g] - share[g] * mean_u
             to_bias[g] += weight * share[g]
-        # Large numbers of different signs.
-        score[i] = np.float64(linear) + np.float64(molecules) * math.log(depth) + np.float64(gamma)
+        score[i] = linear + gamma
 
 
 def _scaled_log1p(x, factor, out):

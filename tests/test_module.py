@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scvi import REGISTRY_KEYS
 
 from cplmixvi._constants import COPIES_KEY, GUIDE_KEY, TARGETS_KEY
 from cplmixvi.augment import Compose, CountThinning, GaussianNoise, GeneMasking
-from cplmixvi.module import Coupling, Covariates, CplMixVAE
+from cplmixvi.module import Coupling, Covariates, CplMixVAE, likelihood_class
 from cplmixvi.module._dual import DualWeight
 from cplmixvi.module._losses import guide_divergence
 
@@ -112,6 +113,17 @@ def test_state_noise_is_gaussian_and_depends_on_the_category():
     assert not torch.allclose(first, second)
     free = make_module(n_arms=1, state_given_category=False).arms[0]
     assert torch.equal(*(free.state(hidden, torch.eye(4)[k].expand(N_CELLS, 4))[0] for k in (0, 1)))
+
+
+def test_categories_are_drawn_for_a_loss_and_the_most_probable_ones_otherwise():
+    module, tensors = make_module(n_arms=1), minibatch()
+    module.eval()
+    probable = torch.nn.functional.one_hot(module(tensors, compute_loss=False)[0]["arms"][0].log_qc.argmax(-1), 4)
+    drawn = torch.stack([module(tensors)[0]["arms"][0].c for _ in range(400)])
+    log_qc = module(tensors)[0]["arms"][0].log_qc
+    assert (drawn.mean(0) - log_qc.exp()).abs().max() < 0.15
+    assert (drawn != probable).any()
+    assert torch.equal(module(tensors, compute_loss=False)[0]["arms"][0].c, probable.float())
 
 
 def test_arms_get_independent_copies_and_their_own_library_size():
@@ -291,6 +303,13 @@ def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
     assert torch.equal(coupling.running_variance, frozen)
 
 
+def test_what_is_next_to_impossible_does_not_decide_over_the_distance():
+    coupling = Coupling(2, 3, distance="perturbed").eval()
+    likely = torch.tensor([0.5, 0.5 - 1e-20, 1e-20], dtype=torch.float64).log().repeat(2, 4, 1)
+    likely[1, :, 2] = np.log(1e-40)
+    assert float(coupling(likely).distance2.max()) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"distance": "euclid"}, "not known"), ({"lam": -1}, "at least 0"), ({"epsilon": 0}, "between 0 and 1")],
@@ -298,6 +317,46 @@ def test_running_variance_does_not_depend_on_one_batch_but_its_gradient_does():
 def test_coupling_refuses_nonsense(options, message):
     with pytest.raises(ValueError, match=message):
         Coupling(2, 3, **options)
+
+
+def output_layer(name, logits, **parameters):
+    """A likelihood whose output is ``logits``, and the hidden layer for it."""
+    likelihood = likelihood_class(name)(1, logits.shape[-1] // likelihood_class(name).n_outputs)
+    with torch.no_grad():
+        likelihood.output.weight.zero_()
+        likelihood.output.bias.copy_(logits)
+        for parameter, value in parameters.items():
+            getattr(likelihood, parameter).fill_(value)
+    return likelihood, torch.zeros(1, 1)
+
+
+def test_poisson_shares_may_be_too_small_for_a_number():
+    likelihood, hidden = output_layer("poisson", torch.tensor([0.0, -120.0, 1.0]))
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    score = likelihood.score(hidden, torch.tensor([[6.0]]), x)
+    share = torch.log_softmax(torch.tensor([0.0, -120.0, 1.0], dtype=torch.float64), 0)
+    expected = (x * (share + np.log(6)) - torch.lgamma(x + 1)).sum() - 6
+    assert float(score.detach()) == pytest.approx(float(expected), rel=1e-6)
+    score.sum().backward()
+    assert torch.isfinite(likelihood.output.bias.grad).all()
+    # The same as the distribution's where that is a number.
+    likelihood, hidden = output_layer("poisson", torch.randn(3))
+    library = torch.tensor([[6.0]])
+    torch.testing.assert_close(
+        likelihood.score(hidden, library, x), likelihood.log_prob(likelihood(hidden, library), x), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("name", "n_outputs"), [("nb", 1), ("zinb", 2)])
+def test_counts_that_are_all_but_poisson_keep_their_digits(name, n_outputs):
+    logits = torch.tensor([0.0, 1.0, 2.0, -20.0, -20.0, -20.0])[: 3 * n_outputs]
+    likelihood, hidden = output_layer(name, logits, log_theta=15.0)
+    x, library = torch.tensor([[10.0, 20.0, 70.0]]), torch.tensor([[100.0]])
+    px = likelihood(hidden, library)
+    expected = torch.distributions.Poisson(px.mu.double()).log_prob(x.double()).sum(-1)
+    # At an inverse dispersion of 3e6, single precision is wrong by several nats.
+    torch.testing.assert_close(likelihood.log_prob(px, x).double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(likelihood.score(hidden, library, x).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_unknown_likelihood_is_refused():

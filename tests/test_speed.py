@@ -115,6 +115,20 @@ def test_compiled_loops_give_the_likelihood_and_its_gradients(theta, noise, alik
 
 
 @pytest.mark.usefixtures("_compiled_loops")
+@pytest.mark.parametrize(("depth", "error"), [(1e4, 0.02), (1e6, 2.0)])
+def test_sums_over_thousands_of_genes_keep_their_digits(depth, error):
+    torch.manual_seed(0)
+    n_cells, n_genes = 16, 5_000
+    hidden, weight, bias = torch.randn(n_cells, 20), torch.randn(n_genes, 20) * 0.3, torch.randn(n_genes) * 1.5
+    log_theta = torch.randn(n_genes)
+    mean = depth * torch.softmax(hidden @ weight.t() + bias, -1)
+    x = torch.poisson(mean * torch.distributions.Gamma(log_theta.exp(), log_theta.exp()).sample([n_cells]))
+    given = [hidden, weight, bias, log_theta, x.sum(1, keepdim=True), x]
+    exact = NegativeBinomialScore.apply(*(value.double() for value in given))
+    assert (NegativeBinomialScore.apply(*given) - exact).abs().max() < error
+
+
+@pytest.mark.usefixtures("_compiled_loops")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", range(4))
 def test_compiled_loops_do_not_hide_what_is_not_finite(bad, place):

@@ -11,7 +11,7 @@ from torch import nn
 from cplmixvi._processes import averaged, summed
 
 from ._dual import DualWeight
-from ._simplex import category_variance, clr, pairwise_distance2, perturbed_coordinates
+from ._simplex import category_variance, clr, pairwise_distance2, perturbed_coordinates, safe_log
 
 DISTANCES = ("perturbed", "aitchison")
 
@@ -116,7 +116,8 @@ class Coupling(nn.Module):
         if self.distance == "aitchison":
             coordinates = clr(log_q)
         else:
-            coordinates = perturbed_coordinates(log_q, self._variance(log_q))
+            # With the reference's floor: without one, what is next to impossible decides over all else.
+            coordinates = perturbed_coordinates(safe_log(log_q.exp()), self._variance(log_q))
         fixed = coordinates.detach()
         within = (fixed - fixed.mean(0, keepdim=True)).square().sum()
         mean = fixed.mean((0, 1), keepdim=True)

@@ -185,13 +185,12 @@ class CplMixVAE(BaseModuleClass):
             return x
         return scaled_log1p(x, depth * self.target_library / x.sum(-1, keepdim=True).clamp_min(1.0))
 
-    def _get_inference_input(self, tensors: dict[str, torch.Tensor], full_forward_pass: bool = False) -> dict:
+    def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs) -> dict:
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY].float(),
             "covariates": Covariates.of(tensors),
             "copies": tensors.get(COPIES_KEY),
             "guide": tensors.get(GUIDE_KEY) if self.guided else None,
-            "sample": full_forward_pass,
         }
 
     def _get_generative_input(self, tensors: dict[str, torch.Tensor], inference_outputs: dict) -> dict:
@@ -259,6 +258,14 @@ class CplMixVAE(BaseModuleClass):
         ]
         first = outputs[0]
         return {"arms": outputs, "views": views, "qz": Normal(first.mean, first.variance.sqrt()), "z": first.s}
+
+    def forward(self, tensors, *args, inference_kwargs: dict | None = None, compute_loss: bool = True, **kwargs):
+        """Infer, decode and, with ``compute_loss``, compare; see scvi-tools.
+
+        For a loss, the category is drawn: with the most probable one alone, there would be no bound on the evidence.
+        """
+        chosen = {"sample": compute_loss} | (inference_kwargs or {})
+        return super().forward(tensors, *args, inference_kwargs=chosen, compute_loss=compute_loss, **kwargs)
 
     @auto_move_data
     def generative(

@@ -155,6 +155,11 @@ class PoissonLikelihood(Likelihood):
         scale = torch.softmax(self.output(hidden), dim=-1)
         return Poisson(rate=library * scale, scale=scale)
 
+    def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        # From logarithms, which are finite where a share is too small for a number. Shares add up to one.
+        log_rate = torch.log_softmax(self.output(hidden), dim=-1) + library.log()
+        return (x * log_rate - torch.lgamma(x + 1)).sum(-1) - library.squeeze(-1)
+
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
         return Poisson(rate=_average(distributions, "rate"), scale=_average(distributions, "scale"))
@@ -162,6 +167,9 @@ class PoissonLikelihood(Likelihood):
 
 class NegativeBinomialLikelihood(Likelihood):
     r""":math:`x_g\sim\mathrm{NB}(\ell\,\rho_g, \theta_g)`, :math:`\rho=\mathrm{softmax}(\cdot)`."""
+
+    _distribution: type[Distribution] = NegativeBinomial
+    _of_arm: tuple[str, ...] = ("mu", "theta", "scale")
 
     def __init__(self, n_hidden: int, n_genes: int):
         super().__init__(n_hidden, n_genes)
@@ -185,16 +193,24 @@ class NegativeBinomialLikelihood(Likelihood):
     def _score(self, hidden: torch.Tensor, library: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._from_weights(NegativeBinomialScore, hidden, self._log_theta, library, x)
 
+    def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Likelihood.log_prob`."""
+        # Gamma functions of large numbers differ by little.
+        precise = x.dtype if x.device.type == "mps" else torch.float64
+        exact = self._distribution(**{name: getattr(px, name).to(precise) for name in self._of_arm})
+        return exact.log_prob(x.to(precise)).sum(-1).to(x.dtype)
+
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""
-        mu, theta, scale = (_average(distributions, name) for name in ("mu", "theta", "scale"))
-        return NegativeBinomial(mu=mu, theta=theta, scale=scale)
+        return self._distribution(**{name: _average(distributions, name) for name in self._of_arm})
 
 
 class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
     """Negative binomial with a decoded probability of an extra zero per gene."""
 
     n_outputs = 2
+    _distribution = ZeroInflatedNegativeBinomial
+    _of_arm = ("mu", "theta", "zi_logits", "scale")
 
     def forward(self, hidden: torch.Tensor, library: torch.Tensor) -> Distribution:
         """See :meth:`Likelihood.forward`."""
@@ -205,11 +221,6 @@ class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
         )
 
     _score = Likelihood._score_by_distribution
-
-    def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
-        """See :meth:`Likelihood.mean_over_arms`."""
-        mu, theta, scale, zi_logits = (_average(distributions, name) for name in ("mu", "theta", "scale", "zi_logits"))
-        return ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi_logits, scale=scale)
 
 
 class NormalLikelihood(Likelihood):
