@@ -92,7 +92,9 @@ class TestWhatComesBack:
             "weights.safetensors",
         ]
         assert len({path.stat().st_mode for path in original.iterdir()}) == 1, "readable by the same people"
+        before = torch.get_rng_state()
         loaded = cpl.CplMixVI.load(original, adata=adata.copy())
+        assert torch.equal(torch.get_rng_state(), before), "a model that is loaded draws nothing"
         assert loaded.is_trained
         for name, value in model.module.state_dict().items():
             assert torch.equal(loaded.module.state_dict()[name], value), name

@@ -122,3 +122,10 @@ def test_a_share_of_the_epochs_is_a_share(make_counts, share):
     cpl.CplMixVI.setup_anndata(adata)
     with pytest.raises(ValueError, match="guided_fraction=.* share of the epochs"):
         cpl.CplMixVI(adata, 3).train(1, plan_kwargs={"guided_fraction": share}, enable_progress_bar=False)
+
+
+def test_names_that_a_plan_does_not_know_are_refused_at_once(make_counts):
+    adata = make_counts()
+    cpl.CplMixVI.setup_anndata(adata)
+    with pytest.raises(ValueError, match="plan_kwargs has 'learning_rate'.* known are .*lr,"):
+        cpl.CplMixVI(adata, 3).train(1, plan_kwargs={"learning_rate": 1e-3}, enable_progress_bar=False)

@@ -39,7 +39,7 @@ from ._novelty import NoveltyMixin
 from ._persistence import PersistenceMixin
 from ._query import QueryMixin
 from ._selection import SelectionMixin
-from ._settings import check_positive, default_n_categories, settled
+from ._settings import check_plan_kwargs, check_positive, default_n_categories, settled
 from ._states import StatesMixin
 from ._talk import without_talk
 
@@ -328,6 +328,7 @@ class CplMixVI(
         """
         given = {"max_epochs": max_epochs, "train_size": train_size, "batch_size": batch_size, **kwargs}
         given |= {"accelerator": accelerator, "devices": devices, "plan_kwargs": dict(plan_kwargs or {})}
+        check_plan_kwargs(self._training_plan_cls, given["plan_kwargs"])
         if warm_start is not None:
             given["plan_kwargs"].setdefault("warm_start", warm_start)
         if not find_condition:

@@ -232,8 +232,10 @@ class PersistenceMixin(Mixin):
 
     @classmethod
     def _from_saved(cls, saved: io.Saved, adata: AnnData | None, registry: dict):
-        """Make the model anew, and give it its attributes and weights."""
-        model = cls._made(saved, adata, registry)
+        """Make the model anew, and give it its attributes and weights. Draws no random numbers of the user's."""
+        # A new model has random weights, which the saved ones replace.
+        with torch.random.fork_rng(devices=[]):
+            model = cls._made(saved, adata, registry)
         take_over(model, saved)
         if model.n_reference_batches_ is not None:
             train_new_batches_only(model.module, model.n_reference_batches_)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from inspect import signature
 
 import numpy as np
 
@@ -22,6 +23,26 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if not pp.is_whole(value) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def check_plan_kwargs(plan: type, names: Iterable[str]) -> None:
+    """Raise ValueError for names that a training plan does not know, which it would hand on to the loss."""
+    known = {name for cls in plan.__mro__ for name in _arguments(cls)} - {"self", "module"}
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise ValueError(f"plan_kwargs has {unknown[0]!r}, which is not known; known are {', '.join(sorted(known))}.")
+
+
+def _arguments(cls: type) -> list[str]:
+    """Named arguments of the initialiser that a class of this package or of scvi-tools has itself."""
+    init = cls.__dict__.get("__init__")
+    if init is None or cls.__module__.partition(".")[0] not in ("cplmixvi", "scvi"):
+        return []
+    return [
+        name
+        for name, part in signature(init).parameters.items()
+        if part.kind not in (part.VAR_POSITIONAL, part.VAR_KEYWORD)
+    ]
 
 
 def settled(given: dict, n_obs: int | None, is_trained: bool) -> dict:
