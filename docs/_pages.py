@@ -268,7 +268,7 @@ def small_tables(page: str) -> str:
     for line in [*page.splitlines(), ""]:
         is_row = line.startswith("|")
         if is_row and not was_row:
-            lines += ["````{table}", ":class: bench", "", line.replace("_", "_&#8203;")]
+            lines += ["````{table}", ":class: bench", "", line.replace("_", "_<wbr>")]
         elif was_row and not is_row:
             lines += ["````", line]
         else:
