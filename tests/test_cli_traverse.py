@@ -78,7 +78,7 @@ def test_types_too_small_to_compare_are_walked_through_all_the_same(folder, tmp_
         (["--model-dir", "{0}/no"], "has no model"),
         (["--model-dir", "{0}/pickle"], "is a pickle"),
         (["--model-dir", "{0}/half"], "no JSON"),
-        (["--model-dir", "{0}/model", "--categories", "0,B"], "--categories"),
+        (["--model-dir", "{0}/model", "--categories", "0,B"], "--categories 'B' names no category of the"),
         (["--model-dir", "{0}/model", "--gene-sets", "{0}/no.gmt"], "--gene-sets"),
         (["--model-dir", "{0}/model", "--gene-sets", "{0}/in.h5ad"], "--gene-sets"),
         (["--model-dir", "{0}/model", "--steps", "2"], "--steps"),

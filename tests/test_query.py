@@ -220,7 +220,7 @@ def test_an_interrupted_training_is_resumed(cells, reference, tmp_path):
 
 def test_genes_are_put_in_order_where_that_is_wanted(cells, reference):
     other = cells[1][:, ::-1].copy()
-    with pytest.raises(ValueError, match="another order"):
+    with pytest.raises(ValueError, match="genes in another order; pass inplace_subset_query_vars=True"):
         cpl.CplMixVI.load_query_data(other, reference)
     cpl.CplMixVI.load_query_data(other, reference, inplace_subset_query_vars=True)
     assert list(other.var_names) == list(reference.get_var_names())

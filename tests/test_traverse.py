@@ -118,8 +118,8 @@ class TestTraverse:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"categories": ["0", "B"]}, "'B'; categories of the annotation are '0', '1', '2'"),
-            ({"categories": []}, "none given"),
+            ({"categories": ["0", "B"]}, "categories='B' names no category of the annotation; there are '0', '1', '2'"),
+            ({"categories": []}, r"categories=\[\] names no category"),
             ({"n_steps": 2}, "n_steps=2"),
             ({"quantiles": (0.9, 0.1)}, "quantiles="),
             ({"library_size": 0}, "library_size=0"),

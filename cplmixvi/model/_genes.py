@@ -55,7 +55,11 @@ def align_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
     return adata[:, positions].to_memory() if adata.isbacked else adata[:, positions].copy()
 
 
-def check_same_genes(adata: AnnData, var_names: Sequence[str]) -> None:
+#: How genes that are more or in another order are mended where cells come with a model that is loaded.
+_ON_LOADING = "load the model with adata=False as model, then pass adata[:, model.get_var_names()].copy()"
+
+
+def check_same_genes(adata: AnnData, var_names: Sequence[str], how: str = _ON_LOADING) -> None:
     """Refuse cells whose genes are not the model's, in the model's order.
 
     Parameters
@@ -64,6 +68,8 @@ def check_same_genes(adata: AnnData, var_names: Sequence[str]) -> None:
         Cells that a model is loaded with, and that become its own.
     var_names
         The model's genes, in order.
+    how
+        What to do where genes are more or in another order.
 
     Raises
     ------
@@ -79,8 +85,6 @@ def check_same_genes(adata: AnnData, var_names: Sequence[str]) -> None:
             f"{len(missing)} of the model's {len(var_names)} genes are missing from adata ({', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}); give cells measured on the same genes."
         )
-    raise ValueError(
-        f"adata has the model's {len(var_names)} genes among {len(given)} or in another order; load the model with "
-        "adata=False as model, then pass adata[:, model.get_var_names()].copy(), or, to load_query_data, "
-        "inplace_subset_query_vars=True."
-    )
+    n_more = len(given) - len(var_names)
+    found = f"and {n_more} more" if n_more > 0 else "in another order"
+    raise ValueError(f"adata has the model's {len(var_names)} genes {found}; {how}.")

@@ -20,6 +20,9 @@ from ._saved import part, take_over
 #: Cells of a new batch that its shift is found in, at most, and how often.
 _MAX_CELLS = 5_000
 _N_ROUNDS = 5
+_ON_OTHER_GENES = (
+    "pass inplace_subset_query_vars=True, which puts them into the model's order and drops others from adata"
+)
 
 
 class QueryMixin(Mixin):
@@ -93,7 +96,7 @@ class QueryMixin(Mixin):
         genes = saved.meta["genes"]
         # Checked before genes are dropped.
         given = align_genes(adata, genes) if inplace_subset_query_vars else adata
-        check_same_genes(given, genes)
+        check_same_genes(given, genes, _ON_OTHER_GENES)
         options = part(saved, "init_params")["non_kwargs"]
         check_cells(given, registry, options["likelihood"], options.get("allow_empty_cells"), new_batches=True)
         if inplace_subset_query_vars:

@@ -161,8 +161,8 @@ def _chosen(labels: pd.Categorical, categories: Sequence[str] | str | None) -> l
     unknown = [name for name in chosen if name not in labels.categories]
     if unknown or not chosen:
         raise ValueError(
-            f"categories={categories!r}: {', '.join(map(repr, unknown)) or 'none given'}; categories of the annotation "
-            f"are {', '.join(map(repr, labels.categories[:20]))}; name some of these."
+            f"categories={', '.join(map(repr, unknown)) or repr(categories)} names no category of the annotation; "
+            f"there are {', '.join(map(repr, labels.categories[:20]))}; name some of these."
         )
     small = [name for name in chosen if sizes[name] < MIN_CELLS]
     if small:
