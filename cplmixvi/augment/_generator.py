@@ -54,8 +54,10 @@ class Generator(nn.Module):
         Number of genes.
     likelihood
         Of the arms; decides what a copy's values are.
-    n_latent, n_hidden
-        Sizes of the latent space and of the hidden layers.
+    n_latent
+        Number of dimensions of the latent space.
+    n_hidden
+        Width of the hidden layers.
     """
 
     def __init__(self, n_genes: int, likelihood: str, n_latent: int, n_hidden: int):
@@ -93,8 +95,10 @@ class Discriminator(nn.Module):
 
     Parameters
     ----------
-    n_genes, n_hidden
-        Number of genes, and width of the layers.
+    n_genes
+        Number of genes.
+    n_hidden
+        Width of the layers.
     dropout_rate
         Dropout rate of the input, so that no single gene can decide.
     """

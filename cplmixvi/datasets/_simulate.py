@@ -29,8 +29,10 @@ def imbalanced_sizes(n_obs: int, n_types: int, *, smallest: int, largest: int) -
         Sum of the sizes.
     n_types
         Number of types T, at least 2.
-    smallest, largest
-        First and last size, a and b.
+    smallest
+        First size, a.
+    largest
+        Last size, b.
 
     Returns
     -------

@@ -68,8 +68,10 @@ def disentanglement_score(
         no information and are left out. Without it, only dimensions that do not vary are left out.
     min_kl
         Threshold on ``kl``, nats.
-    n_votes, n_samples
-        Number of votes, and of observations in each vote (fewer if not enough observations share the value).
+    n_votes
+        Number of votes.
+    n_samples
+        Number of observations in each vote (fewer if not enough observations share the value).
     seed
         Seed of the random draws.
 

@@ -21,8 +21,10 @@ class Contingency:
     ----------
     counts
         Int array ``(n_types, n_categories)``.
-    types, categories
-        Labels of rows and columns; only those in use.
+    types
+        Labels of rows; only those in use.
+    categories
+        Labels of columns; only those in use.
     type_sizes
         Cells of each type, ``(n_types,)``: at least the sum of the row, more where cells have no predicted label.
     """

@@ -36,15 +36,21 @@ class Posterior:
         Mean of the arms' q(c|x), shape ``(n_cells, K)``, no more certain than fits to halves of the data justify (see
         :attr:`~cplmixvi.CplMixVI.calibration_`); a CSR matrix with the largest probabilities of each cell if only these
         were requested.
-    category, confidence
-        Most probable category and its probability, each of shape ``(n_cells,)``.
+    category
+        Most probable category, shape ``(n_cells,)``.
+    confidence
+        Probability of that category, shape ``(n_cells,)``.
     labels
         Label assigned by each arm, shape ``(n_cells, n_arms)``.
-    state, state_variance
-        Mean and variance of q(s|c,x) at the most probable category of ``proba``, in the coordinates shared by all arms
-        (see :class:`~cplmixvi.module.StateAlignment`), shape ``(n_cells, n_arms, n_state)``.
-    combined, combined_variance
-        Mean and variance of the equally weighted mixture of the arms, shape ``(n_cells, n_state)``.
+    state
+        Mean of q(s|c,x) at the most probable category of ``proba``, in the coordinates shared by all arms (see
+        :class:`~cplmixvi.module.StateAlignment`), shape ``(n_cells, n_arms, n_state)``.
+    state_variance
+        Its variance, of the same shape.
+    combined
+        Mean of the equally weighted mixture of the arms, shape ``(n_cells, n_state)``.
+    combined_variance
+        Its variance, of the same shape.
     """
 
     proba: np.ndarray | sparse.csr_matrix

@@ -59,8 +59,10 @@ class PersistenceMixin(Mixin):
 
         Parameters
         ----------
-        dir_path, prefix
-            Folder to write, and prefix of the file names.
+        dir_path
+            Folder to write.
+        prefix
+            Prefix of the file names.
         overwrite
             Replace a model in the folder, with the cells saved with it; keep other files. If `False`, the folder must
             not exist.
@@ -148,8 +150,10 @@ class PersistenceMixin(Mixin):
         adata
             Cells with the model's genes in the model's order; they need not be set up. `None` uses the cells that were
             saved with the model, if any; `False` uses none.
-        accelerator, device
-            Device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"gpu"`` or ``"mps"``, and the number of the device.
+        accelerator
+            Kind of device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"gpu"`` or ``"mps"``.
+        device
+            Number of the device.
         prefix
             Prefix of the file names.
         backup_url, datamodule

@@ -27,8 +27,10 @@ class Report:
 
     Attributes
     ----------
-    n_categories, n_used
-        Number of categories requested, and number of categories that contain at least one cell.
+    n_categories
+        Number of categories requested.
+    n_used
+        Number of categories that contain at least one cell.
     entropy
         Mean entropy of the averaged posterior as a fraction of :math:`\log K`: 0 means certain, 1 means no information.
     agreement

@@ -29,10 +29,14 @@ class ValuesReport:
 
     Attributes
     ----------
-    n_obs, n_vars
-        Shape of the matrix.
-    minimum, maximum
-        Smallest and largest value, zeros included.
+    n_obs
+        Number of cells.
+    n_vars
+        Number of genes.
+    minimum
+        Smallest value, zeros included.
+    maximum
+        Largest value, zeros included.
     integral
         Whether all values are whole numbers.
     density
@@ -305,8 +309,10 @@ def check_values(
         "nb", "zinb" or "poisson": whole counts; "normal" or "mse": finite values; "bernoulli": values in [0, 1].
     where
         What to call the matrix in messages.
-    obs_names, var_names
-        Names of cells and genes for messages. Default: their positions.
+    obs_names
+        Names of cells for messages. Default: their positions.
+    var_names
+        Names of genes for messages. Default: their positions.
     allow_empty_cells
         Whether to accept cells that are zero in every gene. Default: only under "bernoulli", where they are empty
         pictures; under other likelihoods, nothing can be said about the type of such a cell.

@@ -51,9 +51,11 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         How the arms' copies differ, see :class:`~cplmixvi.CplMixVI`; only options that need no AnnData.
     max_epochs, batch_size, accelerator
         See :meth:`cplmixvi.CplMixVI.train`.
-    model_kwargs, train_kwargs
-        Further keyword arguments of :class:`~cplmixvi.CplMixVI` and of :meth:`cplmixvi.CplMixVI.train`. All rows are
-        trained on, so that there is nothing to stop early by.
+    model_kwargs
+        Further keyword arguments of :class:`~cplmixvi.CplMixVI`.
+    train_kwargs
+        Further keyword arguments of :meth:`cplmixvi.CplMixVI.train`. All rows are trained on, so that there is nothing
+        to stop early by.
     random_state
         Seed or generator; `None` draws from NumPy's global generator, as usual in scikit-learn.
 
@@ -67,8 +69,10 @@ class CplMixVICluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         Index of each cluster among the model's categories, shape ``(n_clusters_,)``.
     model_
         The trained :class:`~cplmixvi.CplMixVI`, without cells.
-    n_features_in_, feature_names_in_
-        As usual in scikit-learn.
+    n_features_in_
+        Number of columns, as usual in scikit-learn.
+    feature_names_in_
+        Names of the columns, as usual in scikit-learn, if there were any.
 
     Examples
     --------
