@@ -10,12 +10,14 @@ import sys
 import anndata as ad
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from _command_line import FAST, call
+from scipy import sparse
 
 import cplmixvi
-from cplmixvi import baselines
+from cplmixvi import baselines, datasets
 from cplmixvi.cli import _annotate, _errors, _files
 from cplmixvi.cli._report import thread_limit
 
@@ -113,6 +115,19 @@ def test_help_names_every_option_of_the_interface():
         assert option in out
 
 
+@pytest.mark.parametrize("command", ["annotate", "traverse", "demo"])
+def test_help_gives_no_type_of_flags(command):
+    _, out, _ = call(command, "--help")
+    assert "--quiet" in out
+    assert "<int" in out or "INTEGER" in out
+    assert "bool" not in out.lower()
+
+
+def test_help_of_the_demo_names_every_set_of_cells():
+    words = call("demo", "--help")[1].replace("│", " ").replace(",", " ").replace(";", " ").split()
+    assert set(datasets.available()) - set(words) == {"mnist", "dsprites"}
+
+
 def test_replaced_folder_comes_back_when_the_move_fails(tmp_path, monkeypatch):
     store = tmp_path / "out.zarr"
     store.mkdir()
@@ -130,6 +145,18 @@ def test_replaced_folder_comes_back_when_the_move_fails(tmp_path, monkeypatch):
 def test_categories_that_no_arm_uses_have_no_consensus(by_category, expected):
     adata = ad.AnnData(uns={"cplmixvi": {"consensus_by_category": np.array(by_category)}})
     assert _annotate.mean_consensus(adata) == expected
+
+
+@pytest.mark.parametrize("as_written", [np.array, sparse.csr_matrix], ids=["all", "top_k"])
+def test_share_found_again_counts_every_cell_under_its_own_category(as_written):
+    # Three cells of the first category, of which one is unassigned, and one of the second.
+    proba = as_written([[0.9, 0.1], [0.4, 0.3], [0.8, 0.0], [0.0, 0.6]])
+    labels = pd.Categorical(["0", "unassigned", "0", "1"])
+    adata = ad.AnnData(obs=pd.DataFrame({"cplmixvi": labels}, index=list("abcd")), obsm={"cplmixvi_proba": proba})
+    adata.uns["cplmixvi"] = {"found_again_by_category": np.array([0.9, 0.5], dtype=np.float32)}
+    assert _annotate.share_found_again(adata) == 0.8
+    del adata.uns["cplmixvi"]["found_again_by_category"]
+    assert _annotate.share_found_again(adata) is None
 
 
 def test_no_more_threads_than_cores():

@@ -38,6 +38,9 @@ class TestAnnotate:
         assert 1 <= summary["categories_used"] <= 3
         assert summary["unassigned"] == 0
         assert 0 <= summary["consensus"] <= 1
+        model = cplmixvi.CplMixVI.load(folder / "model", adata=False)
+        genes = ad.read_h5ad(folder / "out.h5ad")[:, model.get_var_names()]
+        assert summary["found_again"] == pytest.approx(model.report(genes).found_again, abs=6e-5)
         assert summary["seconds"] > 0
         assert summary["device"] == "cpu"
         assert summary["output"] == str(folder / "out.h5ad")

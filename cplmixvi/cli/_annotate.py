@@ -65,7 +65,8 @@ def annotate_file(options: Options) -> dict[str, str | int | float | None]:
     -------
     What happened, fit for JSON. ``n_categories`` is the number given or found, of which cells chose
     ``categories_used``; ``consensus`` is the mean over categories of their consensus (0 to 1), None for a
-    model with one arm; ``seconds`` is wall clock.
+    model with one arm; ``found_again`` is the share of cells that fits to halves of the data put into the same
+    category (0 to 1), None without such fits; ``seconds`` is wall clock.
 
     Raises
     ------
@@ -379,6 +380,19 @@ def mean_consensus(adata: AnnData, key: str = "cplmixvi") -> float | None:
     return round(float(known.mean()), 4) if known.size else None
 
 
+def share_found_again(adata: AnnData, key: str = "cplmixvi") -> float | None:
+    """Share of cells that fits to halves of the data put into the same category (0 to 1); None without such fits.
+
+    It is the mean over cells of the share of their category, as in :class:`cplmixvi.model.Report`.
+    """
+    by_category = adata.uns[key].get("found_again_by_category")
+    if by_category is None:
+        return None
+    # Not the labels: cells that are too uncertain for one have a category too.
+    category = np.asarray(adata.obsm[f"{key}_proba"].argmax(axis=1)).ravel()
+    return round(float(np.asarray(by_category, dtype=float)[category].mean()), 4)
+
+
 def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, str | int | float | None]:
     result = adata.uns[options.key_added]
     return {
@@ -389,4 +403,5 @@ def _summary(adata: AnnData, model: CplMixVI, options: Options) -> dict[str, str
         "categories_used": len(result["categories"]),
         "unassigned": result["n_unassigned"],
         "consensus": mean_consensus(adata, options.key_added),
+        "found_again": share_found_again(adata, options.key_added),
     }
