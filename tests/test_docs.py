@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import json
 import re
 import tomllib
@@ -53,6 +54,20 @@ def test_reference_lists_all_public_names_and_no_others(room):
 def test_reference_lists_the_top_level():
     listed = set(re.findall(r"^   (\w+)$", text("docs/api/model.md"), flags=re.MULTILINE))
     assert listed | {room for room in ROOMS if f"{{doc}}`{room}`" in text("docs/api/index.md")} >= set(cpl.__all__)
+
+
+def test_attributes_are_described_one_by_one():
+    """Sphinx makes an entry of each attribute of a class, but not of two that share a description."""
+    n_described = 0
+    for room in ("model", "pp", "tl", "metrics", "augment", "io", "sklearn"):
+        module = import_module(f"cplmixvi.{room}")
+        for member in filter(inspect.isclass, (getattr(module, name) for name in module.__all__)):
+            doc = inspect.getdoc(member) or ""
+            section = re.search(r"^Attributes\n-+\n(.*?)(?=\n\n\w|\Z)", doc, flags=re.DOTALL | re.MULTILINE)
+            heads = re.findall(r"^\S.*$", section[1], flags=re.MULTILINE) if section else []
+            assert not [head for head in heads if "," in head.partition(":")[0]], member
+            n_described += len(heads)
+    assert n_described > 40
 
 
 def test_files_name_one_version_and_the_changelog_has_it():
@@ -155,6 +170,20 @@ def imports_of(room):
     return {"model" if name == "CplMixVI" else name for name in found} - {room}
 
 
+def keys_on_the_page(command):
+    """Keys of the line of JSON that the page on pipelines explains."""
+    table = re.search(rf"\| key \| `{command}` \|\n(.*?)\n\n", text("docs/howto/pipeline.md"), flags=re.DOTALL)[1]
+    return {key for line in table.splitlines() for key in re.findall(r"`(\w+)`", line.split("|")[1])}
+
+
+@pytest.mark.parametrize("command", ["annotate", "traverse"])
+def test_help_names_the_keys_that_the_page_explains(command, capsys):
+    main([command, "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    named = re.search(r"one line of JSON: (.*?)\.", words)[1]
+    assert set(named.split(", ")) == keys_on_the_page(command)
+
+
 def commands_of_snippets():
     """Commands of the workflow languages with their variables filled in."""
     page = text("docs/howto/pipeline.md")
@@ -183,8 +212,11 @@ def test_commands_of_workflows_run(command, make_counts, tmp_path, capsys):
     arguments = [paths.get(word, word) for word in command.split()[1:]]
     assert main([*arguments, "--max-epochs", "2"]) == 0
     line = json.loads(capsys.readouterr().out)
-    # What the gate of the page reads.
-    assert {"consensus", "categories_used"} <= set(line)
+    assert set(line) == keys_on_the_page("annotate")
+    gate = re.search(r"jq -e '(.*?)'", text("docs/howto/pipeline.md"))[1]
+    read = set(re.findall(r"\.([a-z_]+)", gate))
+    assert "found_again" in read
+    assert read <= set(line)
     assert (tmp_path / "out.h5ad").exists()
 
 
@@ -232,6 +264,29 @@ def test_numbers_in_the_text_of_the_readme_are_those_of_the_harness():
     named = [{name for name in errors if re.search(rf"\b{name}\b", sets)} for _, sets in groups]
     assert sorted(name for names in named for name in names) == sorted(errors)
     assert [numbers for numbers, _ in groups] == [span([errors[name] for name in names]) for names in named]
+
+
+def test_calibration_with_a_number_of_its_own_is_that_of_the_harness():
+    pages, rows = pages_and_rows()
+    page = text("docs/user_guide/answers.md")
+    own, given = (pages.means(rows, ECE)[method] for method in ("cplmixvi_own_k", "cplmixvi"))
+    said = re.search(r"error is then (.*?), instead of (.*?) with the reference's number", page)
+    named = dict.fromkeys(re.findall(r"\.\d\d on (\w+)", said[1]))
+    assert len(named) == 4
+    assert re.findall(r"(\.\d\d) on", said[1]) == [f"{own[data][0]:.2f}"[1:] for data in named]
+    assert re.findall(r"\.\d\d", said[2]) == [f"{given[data][0]:.2f}"[1:] for data in named]
+    found = {
+        data: [row["n_categories"] for row in rows if (row["method"], row["data"]) == ("cplmixvi_own_k", data)]
+        for data in named
+    }
+    types = {row["data"]: row["n_types"] for row in rows}
+    for data, numbers in found.items():
+        least, most = f"{min(numbers):g}", f"{max(numbers):g}"
+        span = least if least == most else f"{least} to {most}"
+        assert re.search(rf"on {data} \({span} (categories )?for {types[data]:g}( types)?\)", said[1]), data
+    others = [f"{own[data][0]:.2f}"[1:] for data in own if data not in named]
+    assert f"closer to the reference's, the error is {min(others)} to {max(others)}" in page
+    assert len(others) == 7
 
 
 def test_benchmark_page_has_the_numbers_of_the_harness(tmp_path):

@@ -68,7 +68,8 @@ def annotate(
         - ``obs[key]``: category (names of the used categories, in the order of their indices, followed by
           ``"unassigned"`` if any cell is unassigned);
         - ``obs[key_confidence]``: float32, probability of that category;
-        - ``obs[key_agreement]``: float32, fraction of arm pairs that agree on the cell, ``nan`` with one arm;
+        - ``obs[key_agreement]``: float32, fraction of arm pairs that agree on the cell: 1 or 0 with two arms, ``nan``
+          with one;
         - ``obs[key_condition]``: categorical, ``"0"`` or ``"1"``, if training found a condition that no column of
           ``obs`` had (``find_condition`` of :meth:`cplmixvi.CplMixVI.train`) and ``adata`` has exactly the cells that
           it was found in; missing for cells that were not trained on;
