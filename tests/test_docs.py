@@ -258,6 +258,10 @@ def test_numbers_in_the_text_of_the_readme_are_those_of_the_harness():
     readme = " ".join(text("README.md").split())
     assert f"accuracy {accuracy} and ARI {ari} on {len(kang)} seeds" in readme
     assert f"(mean accuracy at most {short(max(others))})" in readme
+    states = pages.read_lines(ROOT / "benchmarks" / "results" / "states.jsonl")
+    found = [row["stim_auc_dim1"] for row in states if (row["data"], row["variant"]) == ("kang", "default")]
+    low, high = (f"{auc:.3f}".lstrip("0") for auc in (min(found), max(found)))
+    assert f"(mean AUC within types {low} to {high})" in readme
     errors = {pages.DATA[data].split(" ")[0]: error for data, (error, _) in pages.means(rows, ECE)["cplmixvi"].items()}
     said = re.search(r"\(expected calibration error (.*?)\)", readme)[1].replace("kang2018", "kang")
     groups = re.findall(r"((?:[.\d]+ to )?[.\d]+) on (.*?)(?=, [.\d]|$)", said)
@@ -287,6 +291,20 @@ def test_calibration_with_a_number_of_its_own_is_that_of_the_harness():
     others = [f"{own[data][0]:.2f}"[1:] for data in own if data not in named]
     assert f"closer to the reference's, the error is {min(others)} to {max(others)}" in page
     assert len(others) == 7
+
+
+def test_page_on_speed_has_the_ratios_of_the_harness():
+    table = text("benchmarks/results/speed.md")
+    head, _, *lines = re.search(r"## reference\n.*?\n((?:\|.*\n)+)", table, flags=re.DOTALL)[1].splitlines()
+    column = [name.strip() for name in head.split("|")].index("ratio")
+    ratio = {line.split("|")[1].strip(): line.split("|")[column].strip() for line in lines}
+    said = re.search(
+        r"a step with two arms is (\S+) times .*? 512 cells and (\S+) times .*? it is (\S+) times",
+        text("docs/howto/speed.md"),
+    )
+    assert said.groups() == tuple(
+        ratio[name] for name in ("2 arms, batch 512", "2 arms, batch 1000", "3 arms, batch 1000")
+    )
 
 
 def test_benchmark_page_has_the_numbers_of_the_harness(tmp_path):
