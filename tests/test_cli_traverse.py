@@ -1,6 +1,7 @@
 """``cplmixvi traverse``: one JSON line on success, one line on stderr for bad input, the input stays as it was."""
 
 import json
+import re
 
 import anndata
 import pytest
@@ -39,6 +40,8 @@ def test_cells_are_annotated_where_they_are_not_and_walked_through(folder, tmp_p
     )
     assert status == 0, err
     summary = json.loads(line)
+    said = " ".join(call("traverse", "--help")[1].split())
+    assert set(summary) == set(re.search(r"one line of JSON: (.*?)\.", said)[1].split(", "))
     assert (summary["cells"], summary["categories"], summary["paths"], summary["genes"]) == (400, 2, 3, 60)
     assert 0 <= summary["flip_rate"] <= 1
     assert "annotated first" in err

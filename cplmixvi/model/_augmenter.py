@@ -50,8 +50,10 @@ class AugmenterMixin(Mixin):
             Rows of the cells to learn from, or a mask; all if `None`.
         batch_size
             Minibatch size; by default from :func:`cplmixvi.train.default_batch_size`.
-        accelerator, devices
+        accelerator
             Passed to Lightning; ``"auto"`` uses a GPU if available.
+        devices
+            Passed to Lightning.
         plan_kwargs
             Keyword arguments of :class:`cplmixvi.train.AugmenterPlan`: learning rate and weights of the losses.
         **trainer_kwargs

@@ -284,8 +284,10 @@ class CplMixVI(
         ----------
         max_epochs
             Number of epochs; by default :func:`cplmixvi.train.default_max_epochs`, if a ``datamodule`` has ``n_obs``.
-        accelerator, devices
-            Passed to Lightning; ``"auto"`` uses one GPU if available. Several train together, in one process each.
+        accelerator
+            Passed to Lightning; ``"auto"`` uses a GPU if available.
+        devices
+            Passed to Lightning; ``"auto"`` uses one. Several train together, in one process each.
         train_size
             Fraction of cells to train on. All by default, because cell types are found among the training cells and the
             rarest may have only a dozen. Early stopping and validation need a fraction below 1 (0.9 if not given).

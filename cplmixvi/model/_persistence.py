@@ -69,7 +69,7 @@ class PersistenceMixin(Mixin):
         save_anndata
             Also save the cells, as ``adata.h5ad``.
         save_kwargs, legacy_mudata_format, datamodule
-            Arguments of scvi-tools that have no meaning here; leave them at `None` or `False`.
+            Of scvi-tools, without a meaning here; leave it at `None` or `False`.
         **anndata_write_kwargs
             Keyword arguments of :meth:`anndata.AnnData.write_h5ad`.
 
@@ -157,7 +157,7 @@ class PersistenceMixin(Mixin):
         prefix
             Prefix of the file names.
         backup_url, datamodule
-            Arguments of scvi-tools; not supported.
+            Of scvi-tools; not supported.
         allowed_classes_names_list
             Names of other model classes that the file may contain.
 

@@ -142,9 +142,11 @@ class StatesMixin(Mixin):
             Combined states, as returned by :meth:`get_state`, shape ``(n_states, n_state)``.
         category
             Name of the category, which is held fixed.
-        adata, indices
-            Cells over whose batches and covariates the result is averaged, at most 100 of them, evenly spaced; all of
-            the model's own cells if `None`. Without batches and covariates they have no effect.
+        adata
+            Cells over whose batches and covariates the result is averaged, at most 100 of them, evenly spaced; the
+            model's own if `None`. Without batches and covariates they have no effect.
+        indices
+            Which of these cells; all if `None`.
         library_size
             Total molecules over all of the model's genes; the median of the training cells if `None`.
         n_draws

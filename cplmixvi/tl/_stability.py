@@ -81,9 +81,9 @@ def stability(
     seed
         Determines the seeds and cells of the refits. Random numbers drawn afterwards do not depend on it.
     train_kwargs
-        Keyword arguments of :meth:`cplmixvi.CplMixVI.train`, such as ``{"max_epochs": 50}``; by default those of
-        `train` itself, without a progress bar. If the model was trained with others, pass the same here: they are not
-        kept with it. Fewer epochs make refits faster.
+        Keyword arguments of :meth:`cplmixvi.CplMixVI.train`, such as ``{"max_epochs": 50}``; by default that
+        method's own, without a progress bar. If the model was trained with others, pass the same ones here: they are
+        not kept with it. Fewer epochs make refits faster.
 
     Returns
     -------
