@@ -4,8 +4,8 @@ python benchmarks/augmenters.py types --data pbmc4k worm --augmenters thin neigh
 python benchmarks/augmenters.py copies --data scmix pbmc4k
 
 Every run is a line of ``results/augmenters.jsonl`` or ``results/augmenter_copies.jsonl``; runs that are there are not
-repeated. ``--render`` only writes the tables. The guide of a data set and seed does not depend on the augmenter, but
-for ``across``, so it is fitted once for all of them, and so is the learned augmenter.
+repeated, but into another file (``--out``). ``--render`` only writes the tables. The guide of a data set and seed does
+not depend on the augmenter, but for ``across``, so it is fitted once for all of them, and so is the learned augmenter.
 """
 
 from __future__ import annotations
@@ -176,10 +176,12 @@ def run_copies(name: str, augmenter: str, seed: int, shared: Shared) -> dict:
     shared.learn(model, name, seed)
     values = cpl.pp.to_csr(adata.X)
     everyone = np.arange(adata.n_obs)
-    model.module.augmenter.prepare(Cells(adata, values, everyone, True, np.zeros(adata.n_obs, int)), "cpu")
+    cells = Cells(adata, values, everyone, model.module.on_counts, np.zeros(adata.n_obs, int))
+    model.module.augmenter.prepare(cells, "cpu")
     x = torch.from_numpy(values.toarray())
     scale = LearnedAugmenter()
-    scale.build(adata.n_vars, "nb", float(model.module.target_library))
+    # Values that are log values already stay as they are.
+    scale.build(adata.n_vars, likelihood, float(model.module.target_library))
     real = scale.log_values(x).numpy()
     copies = scale.log_values(model.module.augmenter(x, {"cell": torch.from_numpy(everyone)})).numpy()
     train, test = train_test_split(everyone, test_size=0.3, random_state=0, stratify=truth)
@@ -271,6 +273,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["scmix", "pbmc4k", "worm", "rnamix"], choices=[*CASES, *MORE])
     parser.add_argument("--augmenters", nargs="+", default=AUGMENTERS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="file of the runs, beside which the table is written")
     parser.add_argument("--render", action="store_true", help="write the table from the runs that are there")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -281,13 +284,13 @@ def main() -> None:
         path, run, scores, title = RESULTS / "augmenters.jsonl", run_types, SCORES + STATES, "Augmenters"
     else:
         path, run, scores, title = RESULTS / "augmenter_copies.jsonl", run_copies, COPIES, "Augmenters: copies"
+    path = options.out or path
+    path.parent.mkdir(parents=True, exist_ok=True)
     runs = _lines.read(path)
     done = {(entry["data"], entry["augmenter"], entry["seed"]) for entry in runs}
     shared = Shared()
     wanted = [(d, a, s) for d in options.data for s in options.seeds for a in options.augmenters]
-    for data, augmenter, seed in [] if options.render else wanted:
-        if (data, augmenter, seed) in done:
-            continue
+    for data, augmenter, seed in [] if options.render else _lines.missing(wanted, done, path):
         scored = run(data, augmenter, seed, shared)
         scored = {key: round(float(value), 4) for key, value in scored.items() if np.isfinite(value)}
         entry = {"data": data, "augmenter": augmenter, "seed": seed, **scored}

@@ -154,20 +154,18 @@ def main() -> None:
         "--epochs", type=int, help="few are enough to see the start; the default of a training otherwise"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "conditions.jsonl")
+    parser.add_argument("--render", action="store_true", help="write the table from the fits that are there")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     runs = _lines.read(options.out)
     keys = [*SETTING, "variant", "seed"]
     done = {tuple(entry[key] for key in keys) for entry in runs}
     setting = (options.fold, options.spread, options.cells, options.epochs)
-    for name in options.data:
-        for seed in range(options.seeds):
-            for variant in options.variants:
-                if (name, *setting, variant, seed) in done:
-                    continue
-                runs.append(run(name, variant, seed, *setting))
-                _lines.add(options.out, runs[-1])
-                print(*runs[-1].values(), flush=True)
+    wanted = [(d, *setting, v, s) for d in options.data for s in range(options.seeds) for v in options.variants]
+    for name, *_, variant, seed in [] if options.render else _lines.missing(wanted, done, options.out):
+        runs.append(run(name, variant, seed, *setting))
+        _lines.add(options.out, runs[-1])
+        print(*runs[-1].values(), flush=True)
     if runs:
         render(runs, options.out.with_suffix(".md"))
 

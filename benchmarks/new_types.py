@@ -129,19 +129,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", choices=["types", "nothing"], help="what is left out; one after the other by default")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "new_types.jsonl")
+    parser.add_argument("--render", action="store_true", help="write the table from the fits that are there")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     runs = _lines.read(options.out)
     done = {(entry["data"], entry["left_out"], entry["seed"]) for entry in runs}
-    for name in options.data:
-        for seed in range(options.seeds):
-            types = sorted(set(load(name)[1]) - set(CASES[name].ignore))
-            for left_out in {"types": types, "nothing": [NOTHING]}.get(options.only, [*types, NOTHING]):
-                if (name, left_out, seed) in done:
-                    continue
-                runs.append(run(name, left_out, seed))
-                _lines.add(options.out, runs[-1])
-                print(*runs[-1].values(), flush=True)
+    wanted = []
+    for name in [] if options.render else options.data:
+        types = [] if options.only == "nothing" else sorted(set(load(name)[1]) - set(CASES[name].ignore))
+        left_out = types if options.only == "types" else [*types, NOTHING]
+        wanted += [(name, each, seed) for seed in range(options.seeds) for each in left_out]
+    for each in [] if options.render else _lines.missing(wanted, done, options.out):
+        runs.append(run(*each))
+        _lines.add(options.out, runs[-1])
+        print(*runs[-1].values(), flush=True)
     if runs:
         render(runs, options.out.with_suffix(".md"))
 

@@ -278,6 +278,12 @@ MEASURES = {
 }
 
 
+def usual(case: str) -> list[str]:
+    """Rows of a case that are measured unless others are named."""
+    names = CASES[case]
+    return names[: names.index("|")] if "|" in names else names
+
+
 def measure(case: str, name: str) -> dict:
     """One row, in this process."""
     import logging
@@ -334,24 +340,27 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"{', '.join(sorted(unknown))} not known; there are {', '.join(CASES)}")
+    if options.names:
+        for case in options.cases or CASES:
+            # A row that is none of the case's could not be placed in its table.
+            if unknown := sorted(set(options.names) - (set(CASES[case]) - {"|"})):
+                there = ", ".join(name for name in CASES[case] if name != "|")
+                parser.error(f"--names {', '.join(unknown)}: {case} has no such rows; there are {there}")
     if options.here:
         print(json.dumps(measure(options.cases[0], options.names[0])))
         return
     rows = _lines.read(options.out)
     done = {(row["case"], row["name"]) for row in rows}
-    for case in [] if options.render else options.cases or CASES:
-        usual = CASES[case][: CASES[case].index("|")] if "|" in CASES[case] else CASES[case]
-        for name in options.names or usual:
-            if (case, name) in done:
-                continue
-            command = [sys.executable, __file__, case, "--names", name, "--here"]
-            answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if answer.returncode:
-                print(f"{case} {name}: failed", file=sys.stderr)
-                continue
-            rows.append(json.loads(answer.stdout.splitlines()[-1]))
-            _lines.add(options.out, rows[-1])
-            print(rows[-1], flush=True)
+    wanted = [(case, name) for case in options.cases or CASES for name in options.names or usual(case)]
+    for case, name in [] if options.render else _lines.missing(wanted, done, options.out):
+        command = [sys.executable, __file__, case, "--names", name, "--here"]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if answer.returncode:
+            print(f"{case} {name}: failed", file=sys.stderr)
+            continue
+        rows.append(json.loads(answer.stdout.splitlines()[-1]))
+        _lines.add(options.out, rows[-1])
+        print(rows[-1], flush=True)
     if rows:
         render(rows, options.out.with_suffix(".md"))
 

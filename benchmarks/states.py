@@ -149,7 +149,7 @@ def main() -> None:
     done = {(entry["data"], entry["variant"], entry["seed"]) for entry in runs}
     wanted = [(d, v, s) for s in range(options.seeds) for v in options.variants for d in options.data]
     wanted = [key for key in wanted if key[0] in ONLY.get(key[1], DATA)]
-    for key in [] if options.render else [key for key in wanted if key not in done]:
+    for key in [] if options.render else _lines.missing(wanted, done, options.out):
         runs.append(run_held_out(*key) if options.held_out else run(*key))
         _lines.add(options.out, runs[-1])
         print(*key, {k: round(v, 3) for k, v in runs[-1].items() if isinstance(v, float)}, flush=True)

@@ -157,9 +157,7 @@ def main() -> None:
     runs = _lines.read(options.out)
     done = {(entry["data"], entry["method"], entry["seed"]) for entry in runs}
     wanted = [(d, m, s) for d in options.data for s in range(options.seeds) for m in options.methods]
-    for key in [] if options.render else wanted:
-        if key in done:
-            continue
+    for key in [] if options.render else _lines.missing(wanted, done, options.out):
         result = run_apart(*key)
         if result is None:
             continue
