@@ -3,12 +3,13 @@
 python benchmarks/large.py --cells 100000 200000 1000000 --where memory disk
 python benchmarks/large.py --render
 
-Every run is a process of its own, so that its peak memory is its own, and a line of ``results/large.jsonl``. The cells
-are simulated in pieces and written to a file under ``--folder`` sorted by type, which is the worst order to read blocks
-from. Times are of whole epochs, without the start, on the threads that are given: seconds, and seconds of the
-processor, which other programs do not lengthen. Memory is of the whole process, from the import to the annotated cells.
-``--where annbatch`` trains on a collection that annbatch makes of the file (Python 3.12, ``pip install
-"cplmixvi[annbatch]"``), and annotates the file.
+Every run is a process of its own, so that its peak memory is its own, and a line of ``results/large.jsonl``; runs that
+are there are not repeated, but into another file (``--out``). What has to be compiled is compiled before, on a few
+other cells. The cells are simulated in pieces and written to a file under ``--folder`` sorted by type, which is the
+worst order to read blocks from. Times are of whole epochs, without the start, on the threads that are given: seconds,
+and seconds of the processor, which other programs do not lengthen. Memory is of the whole process, from the import to
+the annotated cells. ``--where annbatch`` trains on a collection that annbatch makes of the file (Python 3.12, ``pip
+install "cplmixvi[annbatch]"``), and annotates the file.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import _lines
 import numpy as np
 import pandas as pd
 
 RESULTS = Path(__file__).parent / "results"
 N_TYPES, MEAN_COUNTS = 10, 150.0
+#: What a run is known by.
+KEYS = ("cells", "genes", "epochs", "batch_size", "where")
 #: Cells that are simulated at a time.
 PIECE = 20_000
 
@@ -88,8 +92,9 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
 
         on_train_epoch_end = on_train_epoch_start
 
-    scvi.settings.seed = 0
     imported = peak()
+    compile_loops(path, batch_size)
+    scvi.settings.seed = 0
     begin = time.perf_counter()
     adata = anndata.read_h5ad(path, backed=None if where == "memory" else "r")
     options = {"max_epochs": epochs, "batch_size": batch_size, "enable_progress_bar": False, "logger": False}
@@ -125,6 +130,17 @@ def run(path: Path, where: str, epochs: int, batch_size: int) -> dict:
     }
 
 
+def compile_loops(path: Path, batch_size: int) -> None:
+    """Step on a few other cells with as many genes as those of a file, so that no time is of compiling."""
+    import h5py
+    from speed import fit, simulated, with_paths
+
+    with h5py.File(path) as file:
+        n_genes = len(file["var"][file["var"].attrs["_index"]])
+    few = simulated(4 * batch_size, n_genes, N_TYPES)
+    fit(few, with_paths(few, n_categories=N_TYPES), batch_size=batch_size, epochs=1)
+
+
 def peak() -> int:
     """Largest resident memory of this process so far, megabytes."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -154,7 +170,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
-    parser.add_argument("--results", type=Path, default=RESULTS / "large.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "large.jsonl")
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--alone", action="store_true", help="one run in this process, printed")
     args = parser.parse_args()
@@ -162,21 +178,23 @@ def main() -> None:
         print(json.dumps(run(args.folder, args.where[0], args.epochs, args.batch_size)))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    for n_cells in () if args.render else args.cells:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {tuple(row[key] for key in KEYS) for row in _lines.read(args.out)}
+    settings = (args.genes, args.epochs, args.batch_size)
+    wanted = [(n_cells, *settings, where) for n_cells in args.cells for where in args.where]
+    for n_cells, *_, where in [] if args.render else _lines.missing(wanted, done, args.out):
         path = simulated(args.folder / f"cplmixvi_{n_cells}x{args.genes}.h5ad", n_cells, args.genes)
-        for where in args.where:
-            command = [sys.executable, __file__, "--alone", "--folder", str(path), "--where", where]
-            command += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                print(done.stderr[-2000:], file=sys.stderr)
-                continue
-            line = done.stdout.strip().splitlines()[-1]
-            print(line, flush=True)
-            with args.results.open("a") as file:
-                file.write(line + "\n")
-    if args.results.exists():
-        render(args.results)
+        command = [sys.executable, __file__, "--alone", "--folder", str(path), "--where", where]
+        command += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        if answer.returncode:
+            print(answer.stderr[-2000:], file=sys.stderr)
+            continue
+        line = answer.stdout.strip().splitlines()[-1]
+        print(line, flush=True)
+        _lines.add(args.out, json.loads(line))
+    if args.out.exists():
+        render(args.out)
 
 
 if __name__ == "__main__":
