@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import scvi
+from _clusters import Clusters, clustered
 from anndata import AnnData
 
 import cplmixvi as cpl
 from cplmixvi.augment import Affine
+from cplmixvi.train import default_batch_size, default_max_epochs
 
-# The other benchmarks' data. Last, because that folder has a types.py, and the standard library another.
+# The other benchmarks' data and clusterings. Last: that folder has a types.py, and the standard library another.
 sys.path.append(str(Path(__file__).parents[1]))
+
+from _methods import kmeans, leiden_at_k
 
 QUIET = {"enable_progress_bar": False, "logger": False}
 #: Observations that are trained on (None: all) and epochs (None: as many as give about 2,500 steps), by setting. The
@@ -127,12 +131,18 @@ def load(name: str, setting: str) -> tuple[AnnData, AnnData | None]:
     return _data.load(name)[0], None
 
 
+def epochs_of(name: str, setting: str, n_obs: int) -> int:
+    """Epochs of every method on ``n_obs`` observations, whatever each takes by itself."""
+    given = SETTINGS[setting].get(name, (None, None))[1]
+    return given or default_max_epochs(n_obs, default_batch_size(n_obs), warm_start=False)
+
+
 def kept(name: str, seed: int, setting: str) -> Path:
     """Folder in which the package's own model of a fit is kept, for figures."""
     return Path(__file__).parents[1] / "cache" / "paper" / f"{name}_{setting}_{seed}"
 
 
-Fit = Callable[[AnnData, str, int, int | None], cpl.CplMixVI]
+Fit = Callable[[AnnData, str, int, int | None], "cpl.CplMixVI | Clusters"]
 
 
 def arms(*, augment: object = None, train: dict | None = None, **options) -> Fit:
@@ -167,6 +177,17 @@ def single(kind: str, *, augmented: bool = False, train: dict | None = None, **o
     return fit
 
 
+def clusters(cluster: Callable[[np.ndarray, int, int], np.ndarray], *, of: str) -> Fit:
+    """A clustering of images as they are (``of="pixels"``) or in their normal form, without any training."""
+
+    def fit(adata: AnnData, name: str, seed: int, epochs: int | None) -> Clusters:
+        case = CASES[name]
+        copies = case.augment if of == "normal form" else None
+        return clustered(adata, cluster, case.n_types, seed, copies)
+
+    return fit
+
+
 #: What JointVAE's authors have for digits beside the objective: networks, batches, rate, and capacities that grow in
 #: 25,000 steps, of which the short setting makes 6,280 and the full one 94,000, as they do.
 PUBLISHED_JOINT = {
@@ -193,5 +214,10 @@ METHODS: dict[str, Fit] = {
     "cplmixvi, state not given type": arms(state_given_category=False),
     "cplmixvi, shared arms": arms(share_arms=True),
     "cplmixvi, no start": arms(train={"warm_start": False}),
+    **{
+        f"{of} + {name}": clusters(cluster, of=of)
+        for of in ("pixels", "normal form")
+        for name, cluster in {"k-means": kmeans, "Leiden at K": leiden_at_k}.items()
+    },
     **{f"cplmixvi, {n} arm{'s' if n > 1 else ''}": arms(n_arms=n) for n in (1, 3, 5)},
 }

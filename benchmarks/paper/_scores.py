@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from _cases import CASES
+from _clusters import Clusters
 from anndata import AnnData
 from scipy.special import logsumexp
 
@@ -20,13 +21,16 @@ FACTORS = ("shape", "scale", "orientation", "x", "y")
 N_CHECKED, N_WALKED = 2_000, 3_000
 
 
-def score(model: cpl.CplMixVI, name: str, train: AnnData, held_out: AnnData | None) -> dict:
+def score(model: cpl.CplMixVI | Clusters, name: str, train: AnnData, held_out: AnnData | None) -> dict:
     """Accuracy on what was trained on and on what was not, and what else the paper reports of such data."""
     case, found = CASES[name], {}
     for part, adata in (("", train if held_out is None else held_out), ("_train", train)):
         truth, labels = adata.obs[case.label].astype(str), model.predict(adata.copy())
         for each in SCORES:
             found[each + part] = getattr(cpl.metrics, each)(truth, labels, ignore=case.ignore)
+    if not isinstance(model, cpl.CplMixVI):
+        # Clusters have neither states nor probabilities.
+        return {key: round(float(value), 5) for key, value in found.items()}
     if name == "dsprites":
         found |= disentanglement(model, held_out)
     if name == "mnist":

@@ -28,6 +28,16 @@ NAMES = {
     "tasic2018": "Tasic 2018",
 }
 COMPARED = ("cplmixvi", "JointVAE", "CascadeVAE")
+#: What clusters of images are, as they are and freed of how they stand; nothing is trained.
+CLUSTERS = tuple(f"{of} + {how}" for of in ("pixels", "normal form") for how in ("k-means", "Leiden at K"))
+NOT_RUN = "not run"
+#: What else is said above a table.
+SAID = {
+    "propositions": "Confidence (Definition 1) is the mean logarithm of the probability of a type's own category. That "
+    "of the mean of several arms is never below the mean of theirs, for any arms, because the logarithm is concave: "
+    "its rise from left to right says nothing of the method. That of the product may fall, and `types that gain` is "
+    "the share of types in which it rises with one more arm. ",
+}
 BY_ARMS = ("cplmixvi, 1 arm", "cplmixvi", "cplmixvi, 3 arms", "cplmixvi, 5 arms")
 
 
@@ -71,8 +81,8 @@ TABLES = {
     # CascadeVAE decodes its cells 115 times.
     "table1": Table(
         ("mnist", "dsprites", "tasic2016", "zeisel48", "simulated115", "tasic2018"),
-        (*COMPARED, "InfoGAN", "paper's objective"),
-        only={"InfoGAN": ("mnist",)},
+        (*COMPARED, "InfoGAN", "paper's objective", *CLUSTERS),
+        only={"InfoGAN": ("mnist",), **dict.fromkeys(CLUSTERS, ("mnist", "dsprites"))},
         by_default=("mnist", "dsprites", "tasic2016", "zeisel48"),
     ),
     "tableS1": Table(
@@ -90,7 +100,7 @@ TABLES = {
         ),
     ),
     "arms": Table(("mnist", "tasic2016", "zeisel48"), (*BY_ARMS, "JointVAE"), by_default=("mnist",)),
-    "tail": Table(("mnist_tail", "mnist_tail_reversed"), COMPARED, needs=("balanced_accuracy",)),
+    "tail": Table(("mnist_tail", "mnist_tail_reversed"), (*COMPARED, *CLUSTERS), needs=("balanced_accuracy",)),
     "disentanglement": Table(("dsprites",), COMPARED, needs=("disentanglement",)),
     "traversal": Table(("mnist",), ("cplmixvi", "JointVAE"), needs=("flips",)),
     "propositions": Table(("mnist",), BY_ARMS, needs=("confidence_mean",)),
@@ -109,10 +119,14 @@ def _numbers(lists: pd.Series) -> str:
 
 def _row(table: str, name: str, method: str, some: pd.DataFrame) -> dict[str, str | int]:
     row = {"data": NAMES.get(name, name), "method": method}
+    if some.empty:
+        score = "balanced accuracy %" if table == "tail" else "accuracy %"
+        row |= {score: NOT_RUN, "seeds": 0}
+        return row if TABLES[table].needs else row | {"paper, accuracy %": REPORTED.get((name, method), "")}
     if table == "propositions":
         for kind in ("mean", "product"):
             row[f"confidence, {kind} of 1 ... A arms"] = _numbers(some[f"confidence_{kind}"])
-            row[f"types that gain, {kind}"] = _numbers(some[f"types_more_confident_{kind}"])
+        row["types that gain, product"] = _numbers(some["types_more_confident_product"])
         if "bounds_hold" in some and some["bounds_hold"].notna().all():
             row |= {"bounds hold": f"{some['bounds_hold'].mean():.3f}"}
             for side in ("lower", "upper"):
@@ -128,19 +142,21 @@ def _row(table: str, name: str, method: str, some: pd.DataFrame) -> dict[str, st
     if table == "traversal":
         row |= {f"{key} %": f"{100 * some[key].mean():.2f}" for key in ("flips_main", "flips")}
         return row | {"slant R2": f"{some['slant_r2'].mean():.2f}", "seeds": len(some)}
-    epochs, seconds = some["epochs"].iloc[0], some["seconds"].mean()
     row |= {"NMI": f"{some['nmi'].mean():.3f}", "used": f"{some['n_used'].mean():.1f}", "seeds": len(some)}
-    row |= {"epochs": int(epochs), "observations": int(some["n_images"].iloc[0]), "seconds": f"{seconds:.0f}"}
+    row["epochs"] = f"{some['epochs'].iloc[0]:.0f}" if "epochs" in some else ""
+    row |= {"observations": f"{some['n_images'].iloc[0]:.0f}", "seconds": f"{some['seconds'].mean():.0f}"}
     if "steps" in some and some["steps"].notna().all():
         row["it/s"] = f"{(some['steps'] / some['seconds']).mean():.1f}"
     return row | {"paper, accuracy %": REPORTED.get((name, method), "")}
 
 
 def render(runs: list[dict], table: str, path: Path) -> None:
-    """Mean, standard deviation and worst seed of every row, with what the paper reports."""
+    """Mean, standard deviation and worst seed of every row, with what the paper reports, and which were not run."""
     rows, known = [], TABLES[table]
     for name in known.data:
         for method in known.methods:
+            if not known.has(name, method):
+                continue
             some = pd.DataFrame(
                 [
                     entry
@@ -148,12 +164,14 @@ def render(runs: list[dict], table: str, path: Path) -> None:
                     if (entry["data"], entry["method"]) == (name, method) and set(known.needs) <= set(entry)
                 ]
             )
-            if not some.empty:
-                rows.append(_row(table, name, method, some))
-    text = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
+            rows.append(_row(table, name, method, some))
+    # Columns in the order of the fullest row: one that was not run has few of them.
+    columns = dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row)
+    text = pd.DataFrame(rows, columns=list(columns)).fillna("").to_markdown(index=False, disable_numparse=True)
     path.write_text(
         f"# {table}\n\nAccuracy by one-to-one matching, of images on those that were not trained on, of cells on all; "
-        f"mean, standard deviation and worst of the seeds. Written by `benchmarks/paper/run.py {table}`.\n\n{text}\n"
+        f"mean, standard deviation and worst of the seeds. {SAID.get(table, '')}Written by "
+        f"`benchmarks/paper/run.py {table}`.\n\n{text}\n"
     )
 
 
@@ -208,8 +226,6 @@ def summarise(runs: list[dict], path: Path) -> None:
             for entry in runs
             if (entry["data"], entry["method"]) == (claim.data, claim.method) and claim.score in entry
         ]
-        if not values and not claim.paper:
-            continue
         found = pd.Series(values, dtype=float)
         command = f'run.py {claim.table} --data {claim.data} --methods "{claim.method}" --seeds {max(len(values), 1)}'
         rows.append(
@@ -218,7 +234,7 @@ def summarise(runs: list[dict], path: Path) -> None:
                 "method": claim.method,
                 "score, %": claim.what,
                 "paper": claim.paper,
-                "here": _percent(found) if values else "not run",
+                "here": _percent(found) if values else NOT_RUN,
                 "worst seed": f"{100 * (found.max() if 'flips' in claim.score else found.min()):.2f}" if values else "",
                 "seeds": len(values),
                 "command": f"`{command}`",

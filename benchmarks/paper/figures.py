@@ -26,7 +26,7 @@ N_SHOWN = 5_000
 def annotated(name: str, seed: int):
     """Annotated data of a fit of ours, those that were not trained on where there are such, and the model."""
     import torch
-    from _cases import METHODS, SETTINGS, kept, load
+    from _cases import METHODS, epochs_of, kept, load
 
     import cplmixvi as cpl
 
@@ -36,7 +36,7 @@ def annotated(name: str, seed: int):
     if folder.exists():
         model = cpl.CplMixVI.load(folder, train.copy())
     else:
-        model = METHODS["cplmixvi"](train.copy(), name, seed, SETTINGS["short"].get(name, (None, None))[1])
+        model = METHODS["cplmixvi"](train.copy(), name, seed, epochs_of(name, "short", train.n_obs))
         model.save(folder)
     adata = train.copy() if held_out is None else held_out[:N_SHOWN].copy()
     cpl.tl.annotate(adata, model)
