@@ -15,6 +15,7 @@ import cplmixvi as cpl
 from cplmixvi.baselines import (
     CascadeModule,
     CascadeVAE,
+    InfoGAN,
     JointModule,
     JointVAE,
     assign_categories,
@@ -250,8 +251,63 @@ def test_what_baselines_do_not_do_is_refused(cls, blocks):
     cls.setup_anndata(blocks)
     with pytest.raises(ValueError, match="baselines do not find it"):
         cls(blocks, likelihood="bernoulli")
-    with pytest.raises(ValueError, match="no warm start"):
-        cls(blocks, 3, likelihood="bernoulli").train(1, warm_start=True)
+    with pytest.raises(ValueError, match="has one arm; leave n_arms out"):
+        cls(blocks, 3, likelihood="bernoulli", n_arms=2)
+    with pytest.raises(ValueError, match="n_arms=2: .* has one arm; leave n_arms out"):
+        cls._module_cls(blocks.n_vars, n_categories=3, likelihood="bernoulli", n_arms=2)
+    assert cls._module_cls(blocks.n_vars, n_categories=3, likelihood="bernoulli").n_arms == 1
+
+
+#: Options of the coupled arms that the objectives of baselines have no use for.
+UNUSED = {
+    "beta": 2.0,
+    "state_prior": "type",
+    "lam": 1.0,
+    "epsilon": None,
+    "distance": "perturbed",
+    "guide_epsilon": 0.1,
+    "dual_rate": 0.1,
+    "variance_momentum": 0.2,
+    "share_arms": True,
+    "state_given_category": False,
+}
+UNUSED_OF = {JointVAE: UNUSED} | dict.fromkeys((CascadeVAE, InfoGAN), UNUSED | {"temperature": 0.5, "hard": True})
+
+
+@pytest.mark.parametrize(("cls", "option"), [(cls, option) for cls, options in UNUSED_OF.items() for option in options])
+def test_an_option_that_would_change_nothing_is_refused(cls, option, squares):
+    cls.setup_anndata(squares)
+    value = UNUSED_OF[cls][option]
+    said = rf"{option}={value!r}: {cls.__name__} has no such setting.*leave it out.*own are \w+"
+    with pytest.raises(ValueError, match=said):
+        cls(squares, 3, likelihood="bernoulli", **{option: value})
+    with pytest.raises(ValueError, match=said):
+        cls._module_cls(squares.n_vars, n_categories=3, likelihood="bernoulli", **{option: value})
+
+
+@pytest.mark.parametrize("cls", list(UNUSED_OF))
+def test_what_belongs_to_a_warm_start_is_refused(cls, squares):
+    cls.setup_anndata(squares)
+    model = cls(squares, 3, likelihood="bernoulli", n_hidden=8)
+    begin = np.arange(3), np.eye(3)
+    for given in ({"warm_start": True}, {"find_condition": True}):
+        for options in (given, {"plan_kwargs": given}):
+            with pytest.raises(ValueError, match=f"{next(iter(given))}=True: {cls.__name__} has no warm start"):
+                model.train(1, **options)
+    for given in ({"guided_fraction": 0.5}, {"guided_fraction": 0.0}, {"fit_halves": True}, {"begin": begin}):
+        with pytest.raises(ValueError, match=f"^{next(iter(given))}.*no warm start.*leave {next(iter(given))} out"):
+            model.train(1, plan_kwargs=given)
+    assert not model.is_trained_
+
+
+@pytest.mark.filterwarnings("ignore:.*See model.report")
+@pytest.mark.parametrize("cls", [JointVAE, CascadeVAE])
+def test_to_say_that_there_is_no_start_is_to_say_what_is_so(cls, blocks):
+    cls.setup_anndata(blocks)
+    model = cls(blocks, 3, likelihood="bernoulli", n_hidden=8)
+    off = {"enable_progress_bar": False, "logger": False}
+    model.train(1, warm_start=False, find_condition=False, plan_kwargs={"fit_halves": False}, **off)
+    assert model.is_trained_
 
 
 def test_clusters_far_apart_are_found():

@@ -241,3 +241,5 @@ class TestModel:
             model.train(1, warm_start=True)
         with pytest.raises(ValueError, match="no loss says"):
             model.train(1, plan_kwargs={"reduce_lr_on_plateau": True}, **QUIET)
+        with pytest.raises(ValueError, match="n_epochs_kl_warmup=3: the objective has no divergence"):
+            model.train(1, plan_kwargs={"n_epochs_kl_warmup": 3}, **QUIET)

@@ -101,10 +101,14 @@ class CascadeModule(SingleArmModule):
     Raises
     ------
     ValueError
-        If a weight is negative, a stage is out of range, or the values are not the pixels of such an image.
+        If a weight is negative, a stage is out of range, the values are not the pixels of such an image, or an option
+        is given that this objective does not have, such as ``beta`` or ``temperature``.
     """
 
     _arm_cls = CascadeArm
+    _method = "CascadeVAE"
+    #: Categories are assigned, not drawn.
+    _unused = (*SingleArmModule._unused, "temperature", "hard")
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from cplmixvi import pp
 
 
-def refuse_what_images_lack(name: str, options: dict, settings: Collection[str] = ()) -> None:
+def refuse_what_images_lack(name: str, options: dict) -> None:
     """Convolutions read pixels only.
 
     Parameters
@@ -20,15 +19,13 @@ def refuse_what_images_lack(name: str, options: dict, settings: Collection[str] 
         What has these networks.
     options
         Of the module.
-    settings
-        Those that it does not have, beside those of fully connected layers.
 
     Raises
     ------
     ValueError
         If there are batches or covariates, or settings are given that these networks do not have.
     """
-    unknown = sorted({"n_layers", "dropout_rate", *settings} & set(options))
+    unknown = sorted({"n_layers", "dropout_rate"} & set(options))
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: {name} has no such setting; leave it out.")
     levels = (options.get("n_batch", 1), *options.get("n_cats_per_cov", ()))

@@ -162,10 +162,13 @@ class InfoGANModule(SingleArmModule):
     ------
     ValueError
         If a number or weight is out of range, values are not pixels of an image, there are batches or covariates, or
-        layers are requested that these networks do not have.
+        layers or options are requested that these networks and this objective do not have.
     """
 
     _arm_cls = ImageArm
+    _method = "InfoGAN"
+    #: Categories are drawn before the images are.
+    _unused = (*SingleArmModule._unused, "temperature", "hard")
 
     def __init__(
         self,
@@ -191,7 +194,7 @@ class InfoGANModule(SingleArmModule):
                 f"likelihood={likelihood!r} is not one of images: InfoGAN draws pixels, values in [0, 1]; use "
                 "likelihood='bernoulli' on images, or JointVAE or CascadeVAE."
             )
-        refuse_what_images_lack("InfoGAN", options, {"temperature", "hard", "beta"})
+        refuse_what_images_lack("InfoGAN", options)
         super().__init__(n_input, n_hidden=n_hidden, likelihood=likelihood, **options)
         self.category_weight, self.state_weight, self.n_noise = category_weight, state_weight, n_noise
         (arm,) = self.arms

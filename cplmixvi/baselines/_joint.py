@@ -49,9 +49,11 @@ class JointModule(SingleArmModule):
     Raises
     ------
     ValueError
-        If a weight or capacity is negative, the number of steps is below 1, or the values are not the pixels of such an
-        image.
+        If a weight or capacity is negative, the number of steps is below 1, the values are not the pixels of such an
+        image, or an option is given that this objective does not have, such as ``beta``.
     """
+
+    _method = "JointVAE"
 
     def __init__(
         self,

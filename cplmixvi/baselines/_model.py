@@ -10,6 +10,9 @@ from cplmixvi.model import CplMixVI
 
 from ._plan import ScheduledPlan
 
+#: Arguments of :meth:`cplmixvi.CplMixVI.train`, or of its plan, that are of a warm start.
+_OF_A_START = ("warm_start", "find_condition", "guided_fraction", "fit_halves", "begin")
+
 
 class SingleArmModel(CplMixVI):
     """A model of one arm with the data, likelihoods, getters and files of :class:`~cplmixvi.CplMixVI`.
@@ -32,7 +35,8 @@ class SingleArmModel(CplMixVI):
     Raises
     ------
     ValueError
-        If an argument is out of range, or the number of categories is not given.
+        If an argument is out of range, the number of categories is not given, or an option is given that the method
+        does not have, such as one of several arms.
     """
 
     _training_plan_cls = ScheduledPlan
@@ -53,6 +57,9 @@ class SingleArmModel(CplMixVI):
             raise ValueError(
                 f"n_categories={n_categories!r} must be a whole number of at least 2: baselines do not find it."
             )
+        # The module refuses the rest, but is given this number here.
+        if module_kwargs.pop("n_arms", 1) != 1:
+            raise ValueError(f"{type(self).__name__} has one arm; leave n_arms out.")
         super().__init__(
             adata,
             n_categories,
@@ -72,15 +79,24 @@ class SingleArmModel(CplMixVI):
         Parameters
         ----------
         max_epochs, **kwargs
-            Of :meth:`cplmixvi.CplMixVI.train`, except ``warm_start``.
+            Of :meth:`cplmixvi.CplMixVI.train`, except ``warm_start`` and what is part of it: ``find_condition``, and
+            ``guided_fraction``, ``fit_halves`` and ``begin`` of ``plan_kwargs``.
 
         Raises
         ------
         ValueError
-            If a ``warm_start`` is requested, which these methods do not have.
+            If one of these is requested, because these methods have no warm start.
         """
-        if kwargs.pop("warm_start", False) or (kwargs.get("plan_kwargs") or {}).get("warm_start"):
-            raise ValueError(f"{type(self).__name__} has no warm start; leave warm_start out.")
+        plan_kwargs = kwargs.get("plan_kwargs") or {}
+        for name in _OF_A_START:
+            # Whoever says that there is to be none is right.
+            value = kwargs.get(name) or plan_kwargs.get(name)
+            if value is not None and value is not False:
+                given = f"{name}={value!r}" if pp.is_number(value) or value is True else name
+                raise ValueError(
+                    f"{given}: {type(self).__name__} has no warm start, nor what is part of it; leave {name} out."
+                )
+        kwargs.pop("warm_start", None)
         super().train(max_epochs, warm_start=False, **kwargs)
 
 

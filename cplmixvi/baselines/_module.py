@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
+
 import torch
 
 from cplmixvi._constants import TARGETS_KEY
@@ -9,9 +12,26 @@ from cplmixvi.module import ArmOutput, CplMixVAE
 
 from ._images import refuse_what_images_lack, with_convolutions
 
+#: Options of :class:`~cplmixvi.module.CplMixVAE` that are of its objective, or of several arms.
+_OF_COUPLED_ARMS = (
+    "beta",
+    "distance",
+    "dual_rate",
+    "epsilon",
+    "guide_epsilon",
+    "lam",
+    "share_arms",
+    "state_given_category",
+    "state_prior",
+    "variance_momentum",
+)
+
 
 class SingleArmModule(CplMixVAE):
     """One arm whose state does not depend on the category, and which counts its steps.
+
+    Of the options of :class:`~cplmixvi.module.CplMixVAE`, those of its own objective and of several arms do not exist:
+    an option that changed nothing would look like one that does.
 
     Parameters
     ----------
@@ -27,9 +47,14 @@ class SingleArmModule(CplMixVAE):
     Raises
     ------
     ValueError
-        If convolutions are asked for and values are not pixels of an image in ``[0, 1]``, there are batches or
-        covariates, or settings are given that only fully connected layers have.
+        If an option is given that the method does not have. If convolutions are asked for and values are not pixels of
+        an image in ``[0, 1]``, there are batches or covariates, or settings are given that only fully connected layers
+        have.
     """
+
+    #: What the method is called in messages, and options of ``CplMixVAE`` that it does not have.
+    _method = "a baseline"
+    _unused: Collection[str] = _OF_COUPLED_ARMS
 
     def __init__(
         self,
@@ -39,6 +64,8 @@ class SingleArmModule(CplMixVAE):
         image_shape: tuple[int, int] | None = None,
         **options,
     ):
+        self._refuse_unused(options)
+        options["n_arms"] = 1
         if n_channels is None and image_shape is not None:
             raise ValueError(f"image_shape={image_shape} is for convolutions: give n_channels too.")
         if n_channels is not None:
@@ -52,6 +79,21 @@ class SingleArmModule(CplMixVAE):
         if n_channels is not None:
             (arm,) = self.arms
             with_convolutions(arm, n_input, image_shape, n_channels)
+
+    @classmethod
+    def _refuse_unused(cls, options: dict) -> None:
+        """Say which options mean nothing to the method, and which it has of its own."""
+        if options.get("n_arms", 1) != 1:
+            raise ValueError(f"n_arms={options['n_arms']!r}: {cls._method} has one arm; leave n_arms out.")
+        unused = [name for name in options if name in cls._unused]
+        if unused:
+            given = ", ".join(f"{name}={options[name]!r}" for name in unused)
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            own = ", ".join(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+            raise ValueError(
+                f"{given}: {cls._method} has no such setting, which would change nothing; leave it out. Settings of "
+                f"its own are {own}."
+            )
 
     def reconstructed(
         self, tensors: dict, inference_outputs: dict, generative_outputs: dict

@@ -33,12 +33,19 @@ class AdversarialPlan(CplMixPlan):
     Raises
     ------
     ValueError
-        If the rate is to follow a loss: neither network's loss says how good the other one is.
+        If the rate is to follow a loss: neither network's loss says how good the other one is. If a weight of
+        divergences is to rise: there are none.
     """
 
     def __init__(self, module, *, lr: float = 1e-3, discriminator_lr: float = 2e-4, **kwargs):
         if kwargs.get("reduce_lr_on_plateau"):
             raise ValueError("reduce_lr_on_plateau=True: no loss says how well two networks compete; leave it out.")
+        warm_up = [name for name in ("n_epochs_kl_warmup", "n_steps_kl_warmup") if kwargs.get(name) is not None]
+        if warm_up:
+            raise ValueError(
+                f"{warm_up[0]}={kwargs[warm_up[0]]!r}: the objective has no divergence whose weight could rise; leave "
+                f"{warm_up[0]} out."
+            )
         super().__init__(module, lr=lr, **kwargs)
         self.discriminator_lr = discriminator_lr
         # Two optimisers take turns, which Lightning leaves to the plan.
