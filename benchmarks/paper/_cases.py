@@ -64,7 +64,9 @@ class Case:
 def cells(n_types: int, *, label: str = "cell_type", likelihood: str = "nb", ignore: tuple[str, ...] = ()) -> Case:
     """Single cells, with the settings that the paper's authors gave the baselines on theirs.
 
-    But for the category's capacity: see ``DIGITS``.
+    But for the category's capacity, see ``JOINT_DIGITS``, and for what ``gamma`` is weighed against: they take the mean
+    of the squared error over genes, the likelihood here is a sum over them, so that the same 100 holds capacities less
+    firmly, by a factor of the order of the number of genes. A gamma that makes up for this was not tried.
     """
     joint = {
         "capacity_state": 10 * math.log(2),
