@@ -172,3 +172,42 @@ def test_figures_follow_the_taxonomy_and_the_matching(harness):
     assert sorted(tree[0, :2]) == [1, 2]
     figures.named(adata, "type")
     assert adata.obs["cplmixvi"].tolist() == ["a", "a", "b", "c", "c"]
+
+
+def test_fits_that_are_there_are_rendered_beside_their_file(harness, tmp_path, monkeypatch, capsys):
+    run, path = harness("run"), tmp_path / "again" / "short.jsonl"
+    path.parent.mkdir()
+    fit = {"data": "mnist_tail", "method": "cplmixvi", "seed": 0, "balanced_accuracy": 0.876, "accuracy": 0.9}
+    path.write_text(json.dumps(fit) + "\n")
+    given = ["run.py", "tail", "--data", "mnist_tail", "--methods", "cplmixvi", "--seeds", "1", "--out", str(path)]
+    monkeypatch.setattr("sys.argv", given)
+    monkeypatch.setattr(run, "run", lambda *fit: pytest.fail("a fit that is there was repeated"))
+    run.main()
+    assert f"nothing to do: all 1 rows are in {path}" in capsys.readouterr().out
+    assert ["mnist, long tail (0 commonest)", "cplmixvi", "87.60", "87.60", "1"] in rows_of(path.parent / "tail.md")
+    assert (path.parent / "summary.md").exists()
+
+
+def test_figures_have_the_epochs_of_the_tables(harness, monkeypatch):
+    cases, figures = harness("_cases"), harness("figures")
+    seen = {}
+
+    class Fitted:
+        def save(self, folder):
+            pass
+
+    def fit(adata, name, seed, epochs):
+        seen[name] = epochs
+        return Fitted()
+
+    cells = AnnData(np.ones((3_005, 2), dtype=np.float32))
+    monkeypatch.setattr(cases, "load", lambda name, setting: (cells, None))
+    monkeypatch.setattr(cases, "kept", lambda *given: Path("/nowhere"))
+    monkeypatch.setitem(cases.METHODS, "cplmixvi", fit)
+    monkeypatch.setattr(cpl.tl, "annotate", lambda adata, model: None)
+    for name in ("zeisel48", "mnist"):
+        figures.annotated(name, 0)
+    # What the table has, and not the default of a training with a start.
+    assert seen == {"zeisel48": 104, "mnist": 40}
+    fits = harness("run").read(HARNESS / "results" / "short.jsonl")
+    assert {fit["epochs"] for fit in fits if fit["data"] == "zeisel48"} == {104}
