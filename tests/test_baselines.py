@@ -251,9 +251,9 @@ def test_what_baselines_do_not_do_is_refused(cls, blocks):
     cls.setup_anndata(blocks)
     with pytest.raises(ValueError, match="baselines do not find it"):
         cls(blocks, likelihood="bernoulli")
-    with pytest.raises(ValueError, match="has one arm; leave n_arms out"):
+    with pytest.raises(ValueError, match=f"n_arms=2: {cls.__name__} has one arm; leave n_arms out"):
         cls(blocks, 3, likelihood="bernoulli", n_arms=2)
-    with pytest.raises(ValueError, match="n_arms=2: .* has one arm; leave n_arms out"):
+    with pytest.raises(ValueError, match="n_arms=2: .*VAE has one arm; leave n_arms out"):
         cls._module_cls(blocks.n_vars, n_categories=3, likelihood="bernoulli", n_arms=2)
     assert cls._module_cls(blocks.n_vars, n_categories=3, likelihood="bernoulli").n_arms == 1
 

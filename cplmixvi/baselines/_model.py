@@ -58,8 +58,9 @@ class SingleArmModel(CplMixVI):
                 f"n_categories={n_categories!r} must be a whole number of at least 2: baselines do not find it."
             )
         # The module refuses the rest, but is given this number here.
-        if module_kwargs.pop("n_arms", 1) != 1:
-            raise ValueError(f"{type(self).__name__} has one arm; leave n_arms out.")
+        n_arms = module_kwargs.pop("n_arms", 1)
+        if n_arms != 1:
+            raise ValueError(f"n_arms={n_arms!r}: {type(self).__name__} has one arm; leave n_arms out.")
         super().__init__(
             adata,
             n_categories,
