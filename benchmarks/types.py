@@ -97,12 +97,16 @@ def run_apart(name: str, method: str, seed: int) -> dict | None:
     return json.loads(text) if os.waitpid(child, 0)[1] == 0 else None
 
 
-def seed_ari(result: dict) -> float:
-    """Keep the labels of a run and compare them with those of its earlier seeds: mean adjusted Rand index."""
+def seed_ari(result: dict, out: Path) -> float:
+    """Keep the labels of a run and compare them with those of its earlier seeds: mean adjusted Rand index.
+
+    Labels are kept for each file of results apart.
+    """
     from sklearn.metrics import adjusted_rand_score
 
     labels = np.array(result.pop("labels"))
-    folder = HERE / "cache" / "labels" / result["data"] / result["method"]
+    kept = HERE / "cache" / "labels" if out == RESULTS else out.with_name(f"{out.stem}_labels")
+    folder = kept / result["data"] / result["method"]
     folder.mkdir(parents=True, exist_ok=True)
     earlier = [np.load(path) for path in sorted(folder.glob("*.npy")) if path.stem != str(result["seed"])]
     np.save(folder / f"{result['seed']}.npy", labels)
@@ -161,7 +165,7 @@ def main() -> None:
         result = run_apart(*key)
         if result is None:
             continue
-        result["seed_ari"] = seed_ari(result)
+        result["seed_ari"] = seed_ari(result, options.out.resolve())
         runs.append(result)
         _lines.add(options.out, result)
         shown = " ".join(f"{name} {result.get(name, np.nan):.3f}" for name in ("accuracy", "nmi", "ari", "seconds"))
