@@ -1,14 +1,17 @@
 """Traversals and genes of states: what was simulated is found, types stay, files keep the result."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 import cplmixvi as cpl
 from cplmixvi.tl._gene_sets import read_gmt, resolve_gene_sets
-from cplmixvi.tl._leakage import standard_deviation
+from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._traversal import monotonicity
 
 
@@ -126,7 +129,7 @@ class TestTraverse:
             ({"moved": -1}, "moved=-1"),
             ({"n_draws": 1.5}, "n_draws=1.5"),
             ({"gene_sets": {"mine": ["FOO"]}}, "No gene of gene_sets .'mine'."),
-            ({"gene_sets": {"mine": "gene0"}}, "is a string"),
+            ({"gene_sets": {"mine": "gene0"}}, "is a str; give a list"),
             ({"gene_sets": "no.gmt"}, "cannot be read"),
             ({"markers": {"0": ["FOO"]}}, "None of the markers"),
             ({"markers": pd.DataFrame({"gene": ["gene0"]})}, "no column 'category'"),
@@ -170,6 +173,52 @@ class TestTraverse:
         assert np.isfinite(result.expression).all()
         assert (result.expression >= 0).all() or likelihood == "normal"
         assert set(cpl.tl.state_genes(adata)["dimension"]) == {1}
+
+    def test_draws_are_those_of_the_seed_and_leave_the_generators_as_they_were(self, make_counts):
+        adata, model = untrained(make_counts(n_obs=90))
+        before = torch.get_rng_state(), np.random.get_state()[2]
+        first, again, other = (cpl.tl.traverse(adata, model, n_draws=3, seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.random.get_state()[2] == before[1]
+        assert first.params["seed"] == 1
+        np.testing.assert_array_equal(first.leakage["flip_rate"], again.leakage["flip_rate"])
+        assert (first.leakage["flip_rate"] != other.leakage["flip_rate"]).any()
+
+    def test_scaled_values_have_no_markers_unless_they_are_given(self, make_counts):
+        adata = make_counts(n_obs=90)
+        values = cpl.pp.log_normalize(adata.X).toarray()
+        adata.X = (values - values.mean(0)) / (values.std(0) + 1e-6)
+        adata, model = untrained(adata, likelihood="normal")
+        with pytest.warns(UserWarning, match="negative values.*Give markers"):
+            result = cpl.tl.traverse(adata, model)
+        assert (result.leakage["n_markers"] == 0).all()
+        markers = cpl.tl.rank_genes(adata, layer="counts", n_genes=4)
+        with warnings.catch_warnings(action="error"):
+            result = cpl.tl.traverse(adata, model, markers=markers, gene_sets={"mine": ["gene0", "gene1"]})
+        assert (result.leakage["n_markers"] == 4).all()
+        image = cpl.pl.traversal(adata, standardize=False)[0, 0].images[0]
+        assert image.get_clim()[0] < 0
+        assert image.get_clim()[1] > 0
+
+
+def untrained(adata, **options):
+    """Cells and a model that knows next to nothing of them, and whose categories are not sure."""
+    cpl.CplMixVI.setup_anndata(adata)
+    model = cpl.CplMixVI(adata, n_categories=2, n_hidden=8, **options)
+    with warnings.catch_warnings(action="ignore"):
+        model.train(max_epochs=1, warm_start=False, enable_progress_bar=False)
+    cpl.tl.annotate(adata, model)
+    return adata, model
+
+
+def test_what_few_cells_show_of_markers_is_chance():
+    rng = np.random.default_rng(0)
+    values = sparse.csr_matrix(rng.poisson(1.0, (80, 6)).astype(float))
+    for size, is_shown in ((29, False), (30, True)):
+        markers = TypeMarkers(values, np.arange(size), np.arange(3), standard_deviation(values), on_counts=False)
+        row = markers.leakage(np.ones((5, 3)), np.arange(size), moved=1.0)
+        assert np.isfinite(row["markers_observed"]) == is_shown
+        assert np.isfinite(row["markers_moved"])
 
 
 class TestGeneSets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -101,9 +101,9 @@ def traversal(
         panels = {
             where: _matrix(result, there.index(where[0]), p, found, standardize) for where, found in genes.items()
         }
-        limit = max((np.abs(panel).max() for panel in panels.values() if panel.size), default=1.0)
+        colours = _colours([panel for panel in panels.values() if panel.size], standardize)
         for (name, label), ax in zip(genes, axes.ravel(), strict=True):
-            image = _panel(ax, panels[name, label], result.genes[genes[name, label]], limit, standardize)
+            image = _panel(ax, panels[name, label], result.genes[genes[name, label]], colours)
             if label == sets[0]:
                 ax.set_ylabel(f"{shorten(name, 18)}\nstate {path if path != 'main' else ''}".rstrip())
                 ax.set_yticks([0, n_steps - 1], ["low", "high"])
@@ -231,13 +231,18 @@ def _matrix(result: Traversal, category: int, path: int, genes: np.ndarray, stan
     return (x - x[len(x) // 2]) / np.where(result.deviation > 0, result.deviation, np.inf)[genes]
 
 
-def _panel(ax: Axes, values: np.ndarray, genes: np.ndarray, limit: float, standardize: bool):
-    scale = (
-        {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        if standardize
-        else {"cmap": "viridis", "vmin": 0, "vmax": limit}
-    )
-    image = ax.imshow(values, aspect="auto", origin="lower", interpolation="nearest", **scale)
+def _colours(panels: list[np.ndarray], standardize: bool) -> dict[str, Any]:
+    """Colour map of all panels, and the values at its ends."""
+    low, high = (float(end([end(panel) for panel in panels])) if panels else 0.0 for end in (np.min, np.max))
+    if standardize:
+        limit = max(-low, high)
+        return {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    # Counts and probabilities start at 0; scaled values do not.
+    return {"cmap": "viridis", "vmin": min(low, 0.0), "vmax": high}
+
+
+def _panel(ax: Axes, values: np.ndarray, genes: np.ndarray, colours: dict[str, Any]):
+    image = ax.imshow(values, aspect="auto", origin="lower", interpolation="nearest", **colours)
     ax.set_xticks(np.arange(len(genes)), genes, rotation=90, fontsize=6)
     ax.set_yticks([])
     ax.tick_params(length=0)

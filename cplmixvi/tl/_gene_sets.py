@@ -88,6 +88,13 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     return sets
 
 
+def check_lists(given: Mapping[str, Iterable[str]], argument: str) -> None:
+    """Raise ValueError unless the entries of a mapping are lists of names; ``argument`` is what the caller calls it."""
+    for name, members in given.items():
+        if isinstance(members, str | bytes) or not np.iterable(members):
+            raise ValueError(f"{argument}[{name!r}] is a {type(members).__name__}; give a list of gene names.")
+
+
 def resolve_gene_sets(
     given: Mapping[str, Iterable[str]] | str | Path | None, genes: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -117,12 +124,15 @@ def resolve_gene_sets(
     found = {name: np.flatnonzero(np.isin(upper, members)) for name, members in BUILT_IN.items()}
     if given is None:
         return {name: positions for name, positions in found.items() if len(positions)}
+    if not isinstance(given, Mapping | str | Path):
+        raise ValueError(
+            f"gene_sets is a {type(given).__name__}; give a mapping from names of sets to lists of gene names, or the "
+            "path of a GMT file."
+        )
     own = given if isinstance(given, Mapping) else read_gmt(given)
     if MARKERS in own:
         raise ValueError(f"gene_sets has a set {MARKERS!r}, which is what the types' markers are called; rename it.")
-    wrong = [name for name, members in own.items() if isinstance(members, str)]
-    if wrong:
-        raise ValueError(f"gene_sets[{wrong[0]!r}] is a string; give a list of gene names.")
+    check_lists(own, "gene_sets")
     matched = {str(name): np.flatnonzero(np.isin(genes, [str(gene) for gene in own[name]])) for name in own}
     if not any(len(positions) for positions in matched.values()):
         raise ValueError(

@@ -10,6 +10,8 @@ from cplmixvi.tl._traversal import effects
 
 #: Share of the type's cells that are at an end of a path.
 TAIL = 0.2
+#: Of fewer cells of a type, the ends of a path have too few for their means to be told from each other.
+MIN_OBSERVED = 30
 
 
 class TypeMarkers:
@@ -62,7 +64,7 @@ class TypeMarkers:
         seen = self._level(self.member[along >= high]) - self._level(self.member[along <= low])
         shares = (
             np.abs(effects(steps[-1] - steps[0], self.deviation)) >= moved,
-            np.abs(effects(seen, self.deviation)) >= moved,
+            np.abs(effects(seen, self.deviation)) >= moved if len(along) >= MIN_OBSERVED else np.array([np.nan]),
             np.any(steps < (steps[len(steps) // 2] + self.outside) / 2, axis=0),
         )
         return {"n_markers": len(self.markers)} | {

@@ -47,10 +47,10 @@ class Traversal:
         One row per category and path: ``category``, ``path``, ``n_markers`` and ``flip_rate``, the fraction of steps
         whose expression, re-encoded, is assigned to another category; and three fractions of the markers:
         ``markers_moved``, those that move along the path; ``markers_observed``, those that differ as much between the
-        category's own cells at the two ends of the path (cells in the lowest and in the highest fifth of it); and
-        ``markers_lost``, those that at some step are closer to their mean in all other cells than to their value in the
-        middle of the path. A marker that also moves among the cells is not a fault of the model: the category's cells
-        differ in it.
+        category's own cells at the two ends of the path (cells in the lowest and in the highest fifth of it), missing
+        for a category with fewer than 30 cells, where such differences are chance; and ``markers_lost``, those that at
+        some step are closer to their mean in all other cells than to their value in the middle of the path. A marker
+        that also moves among the cells is not a fault of the model: the category's cells differ in it.
     members
         Genes of the sets: ``gene_set``, ``category`` (empty for sets that are the same for all categories) and
         ``gene``.

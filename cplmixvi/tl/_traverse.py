@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,8 +15,9 @@ from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import COUNT_LIKELIHOODS, DEFAULT_KEY
+from cplmixvi._isolation import seeded
 from cplmixvi.tl._annotate import ORIGIN, add_entries, check_model, model_values, read_labels
-from cplmixvi.tl._gene_sets import MARKERS, resolve_gene_sets
+from cplmixvi.tl._gene_sets import MARKERS, check_lists, resolve_gene_sets
 from cplmixvi.tl._leakage import TypeMarkers, standard_deviation
 from cplmixvi.tl._markers import rank_genes
 from cplmixvi.tl._traversal import MONOTONE, Traversal, effects, monotonicity
@@ -49,6 +52,7 @@ def traverse(
     library_size: float | None = None,
     moved: float = 1.0,
     n_draws: int = 0,
+    seed: int | None = None,
 ) -> Traversal:
     r"""Hold the cell type fixed, move the state, and decode.
 
@@ -77,7 +81,8 @@ def traverse(
     markers
         Markers of the categories: a table with columns ``category`` and ``gene``, such as that returned by
         :func:`rank_genes`, or lists of genes by category. By default the top 20 genes of :func:`rank_genes` with a fold
-        change of at least 2 and an adjusted p-value of at most 0.01, among the model's genes.
+        change of at least 2 and an adjusted p-value of at most 0.01, among the model's genes. Scaled values have no
+        fold changes, and the categories then have no markers unless they are given.
     quantiles
         Quantiles at the two ends of the paths.
     library_size
@@ -87,6 +92,9 @@ def traverse(
         A gene moves along a path if it changes by at least this many of its standard deviations over all cells.
     n_draws
         Number of cells to draw and re-encode at each step; with 0, the expected expression itself is re-encoded.
+    seed
+        Seed of these draws; they are drawn from the global generator if `None`, which ``scvi.settings.seed`` sets.
+        Random numbers drawn afterwards do not depend on a seed that is given.
 
     Returns
     -------
@@ -101,25 +109,30 @@ def traverse(
     ValueError
         If there is no annotation by this model under ``key_added``, a category is not part of it or has too few cells,
         ``gene_sets`` has none of the model's genes, or an option is out of range. Nothing is written in these cases.
+
+    Warns
+    -----
+    UserWarning
+        If values are negative and no markers are given.
     """
     check_model(model)
-    _check_options(n_steps, quantiles, library_size, moved, n_draws)
+    _check_options(n_steps, quantiles, library_size, moved, n_draws, seed)
     labels = read_labels(adata, key_added)
     chosen = _chosen(labels, categories)
     genes = np.asarray(model.get_var_names()).astype(str)
     sets = resolve_gene_sets(gene_sets, genes)
     own = _positions(markers, genes, chosen)
-    posterior = model.get_posterior(adata, top_k=1)
-    _check_own(labels, model.category_names[posterior.category], key_added)
     on_counts = model.likelihood in COUNT_LIKELIHOODS
     if library_size is None and on_counts:
         library_size = float(model.module.target_library)
+    with nullcontext() if seed is None else seeded(seed):
+        posterior = model.get_posterior(adata, top_k=1)
+        _check_own(labels, model.category_names[posterior.category], key_added)
+        walks = {name: _walk(posterior.combined[labels == name], n_steps, quantiles) for name in chosen}
+        expression, flips = _decode(model, adata, labels, walks, library_size, n_draws)
     values = _values(adata, model, library_size)
     if own is None:
         own = _best_markers(values, genes, labels, chosen)
-
-    walks = {name: _walk(posterior.combined[labels == name], n_steps, quantiles) for name in chosen}
-    expression, flips = _decode(model, adata, labels, walks, library_size, n_draws)
     result = _summarise(walks, expression, flips, values, labels, genes, own, sets, moved, on_counts)
     result.params.update(
         n_steps=int(n_steps),
@@ -127,11 +140,13 @@ def traverse(
         n_draws=int(n_draws),
         scale=_scale(model.likelihood, library_size),
     )
+    if seed is not None:
+        result.params["seed"] = int(seed)
     add_entries(adata, key_added, traversals=result.to_uns())
     return result
 
 
-def _check_options(n_steps, quantiles, library_size, moved, n_draws) -> None:
+def _check_options(n_steps, quantiles, library_size, moved, n_draws, seed) -> None:
     if not pp.is_whole(n_steps) or n_steps < 3:
         raise ValueError(f"n_steps={n_steps!r} was given; give a whole number of at least 3.")
     given = list(quantiles) if np.iterable(quantiles) else []
@@ -143,6 +158,8 @@ def _check_options(n_steps, quantiles, library_size, moved, n_draws) -> None:
         raise ValueError(f"moved={moved!r} was given; give a positive number of standard deviations.")
     if not pp.is_whole(n_draws) or n_draws < 0:
         raise ValueError(f"n_draws={n_draws!r} was given; give a whole number, 0 for the expected expression.")
+    if seed is not None and not (pp.is_whole(seed) and 0 <= seed < 2**32):
+        raise ValueError(f"seed={seed!r} was given; give a whole number from 0 to 2**32 - 1, or None.")
 
 
 def _chosen(labels: pd.Categorical, categories: Sequence[str] | str | None) -> list[str]:
@@ -192,6 +209,12 @@ def _positions(markers, genes: np.ndarray, chosen: list[str]) -> dict[str, np.nd
         if missing:
             raise ValueError(f"markers has no column {missing[0]!r}; a table as that of tl.rank_genes is needed.")
         markers = markers.groupby("category", observed=True)["gene"].agg(list).to_dict()
+    if not isinstance(markers, Mapping):
+        raise ValueError(
+            f"markers is a {type(markers).__name__}; give a table as that of tl.rank_genes, or a mapping from "
+            "categories to lists of gene names."
+        )
+    check_lists(markers, "markers")
     own = {str(name): np.flatnonzero(np.isin(genes, [str(gene) for gene in found])) for name, found in markers.items()}
     if not any(len(own.get(name, ())) for name in chosen):
         raise ValueError(
@@ -209,9 +232,19 @@ def _values(adata: AnnData, model: CplMixVI, library_size: float | None) -> spar
 def _best_markers(
     values: sparse.csr_matrix, genes: np.ndarray, labels: pd.Categorical, chosen: list[str]
 ) -> dict[str, np.ndarray]:
+    none = {name: np.array([], dtype=int) for name in chosen}
     if (labels.value_counts() >= 2).sum() < 2:
         # A single type has no other to be told from.
-        return {name: np.array([], dtype=int) for name in chosen}
+        return none
+    if (values.data < 0).any():
+        warnings.warn(
+            "The model reads negative values, as scaled ones are, which have no fold changes to choose markers of "
+            "categories by, and there are no results on markers. Give markers, such as markers=cplmixvi.tl.rank_genes("
+            "adata, layer='counts', n_genes=20) if there is a layer of counts or log values.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return none
     large = labels.remove_categories([name for name in labels.categories if (labels == name).sum() < 2])
     # Apart from the user's cells, whose own ranking stays as it is.
     obs = pd.DataFrame({DEFAULT_KEY: large}, index=np.arange(len(labels)).astype(str))
