@@ -68,7 +68,7 @@ class TestState:
             (pl.state, {"categories": ["B"]}, "categories of 'cplmixvi' are 0, 1, 2"),
             (pl.state, {"color": "no"}, "color='no'"),
             (pl.state, {"dims": (0, 5)}, "dims="),
-            (pl.state_histograms, {"dim": 4}, "has 2 columns"),
+            (pl.state_histograms, {"dim": 4}, "dim=4 was given; dimensions of the state are 0, 1;"),
             (pl.traversal, {"path": "9"}, "path='9'"),
             (pl.traversal, {"gene_sets": ["no"]}, "gene_sets='no'"),
             (pl.traversal, {"gene_sets": "no"}, "gene_sets='no'"),

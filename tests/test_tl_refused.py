@@ -21,6 +21,12 @@ def annotated(make_counts):
     return adata, model
 
 
+def with_text(adata):
+    adata = adata.copy()
+    adata.obsm["X_text"] = np.full((adata.n_obs, 2), "a")
+    return adata
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -50,6 +56,19 @@ def annotated(make_counts):
         (lambda a, m: cpl.tl.compare_to_reference(a, "type", ignore=None), "ignore=None"),
         (lambda a, m: cpl.tl.map_to_reference(a, "type", min_purity="high"), "min_purity='high'"),
         (lambda a, m: cpl.pl.states(m), "adata is a CplMixVI"),
+        (lambda a, m: cpl.pl.states(a, basis=["X_cplmixvi"]), "basis=.'X_cplmixvi'. was given but"),
+        (lambda a, m: cpl.pl.states(with_text(a), basis="X_text"), "holds <U1 of shape .150, 2.; numbers in columns"),
+        (lambda a, m: cpl.pl.states(a, color=["type"]), "color=.'type'. needs the column"),
+        (lambda a, m: cpl.pl.states(a, dims="01"), "dims='01'"),
+        (lambda a, m: cpl.pl.states(a, dims=1), "dims=1 "),
+        (lambda a, m: cpl.pl.state(a, dims=(True, False)), "dims=.True, False. "),
+        (lambda a, m: cpl.pl.states(a, ax="left"), "ax is a str; give Axes"),
+        (lambda a, m: cpl.pl.state(a, categories=3), "categories=3"),
+        (lambda a, m: cpl.pl.state_histograms(a, dim="0"), "dim='0' was given; dimensions of the state are 0, 1;"),
+        (lambda a, m: cpl.pl.state_genes(a, n_genes="6"), "n_genes='6'"),
+        (lambda a, m: cpl.pl.traversal(a, n_genes=0), "n_genes=0"),
+        (lambda a, m: cpl.pl.confusion(a, ["type"]), "reference_key=.'type'. needs the column"),
+        (lambda a, m: cpl.pl.confusion(a, "type", order=3), "order=3"),
         (lambda a, m: cpl.pl.consensus(a, ["cplmixvi"]), "cplmixvi.tl.annotate"),
     ],
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _INCHES_PER_LABEL = 0.125
 """Room that one tick label needs at the default size; where there is less, labels are thinned."""
+_INCHES_PER_CHARACTER = 0.06
 
 _STYLE = {
     "font.size": 8.0,
@@ -55,11 +56,19 @@ def style() -> Iterator[None]:
 
 
 def new_or_given(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    """``ax`` itself, or the Axes of a new figure of ``figsize`` inches."""
+    """``ax`` itself, or the Axes of a new figure of ``figsize`` inches.
+
+    Raises
+    ------
+    ValueError
+        If ``ax`` is something else.
+    """
     import matplotlib.pyplot as plt
 
-    if ax is not None:
+    if isinstance(ax, plt.Axes):
         return ax
+    if ax is not None:
+        raise ValueError(f"ax is a {type(ax).__name__}; give Axes of matplotlib, or leave it out for a new figure.")
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
@@ -94,7 +103,7 @@ def read_obs(adata: AnnData, column: str, *, argument: str) -> Any:
     ValueError
         If there is no such column; ``argument`` is the name that the caller knows it by.
     """
-    if column in adata.obs:
+    if isinstance(column, str) and column in adata.obs:
         return adata.obs[column]
     columns = [str(name) for name in adata.obs.columns]
     there = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "")
@@ -109,6 +118,19 @@ def check_choice(value: object, allowed: Sequence[object], *, argument: str) -> 
     if value not in allowed:
         options = ", ".join(repr(option) for option in allowed)
         raise ValueError(f"{argument}={value!r} was given; allowed are {options}; pass one of these.")
+
+
+def check_count(value: object, *, argument: str) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least 1."""
+    if not pp.is_whole(value) or value < 1:
+        raise ValueError(f"{argument}={value!r} was given; give a whole number of at least 1.")
+
+
+def check_dim(dim: object, n_dims: int) -> None:
+    """Raise ValueError unless ``dim`` is one of so many dimensions of the state, counted from 0."""
+    if not pp.is_whole(dim) or not 0 <= dim < n_dims:
+        there = ", ".join(map(str, range(n_dims)))
+        raise ValueError(f"dim={dim!r} was given; dimensions of the state are {there}; give one of these.")
 
 
 def category_sizes(adata: AnnData, key: str, categories: Sequence[str]) -> np.ndarray:
@@ -143,6 +165,11 @@ def dress(ax: Axes) -> None:
         label.set_fontsize(_STYLE["axes.labelsize"])
 
 
+def inches_of(labels: Sequence[str]) -> float:
+    """Width of the longest of some tick labels or entries of a legend."""
+    return _INCHES_PER_CHARACTER * max(map(len, labels), default=0)
+
+
 def label_ticks(axis: XAxis | YAxis, labels: Sequence[str]) -> None:
     """Put one tick at each integer position, or at every second, third, ... one where there is no room for all."""
     box = axis.axes.get_window_extent()
@@ -150,7 +177,9 @@ def label_ticks(axis: XAxis | YAxis, labels: Sequence[str]) -> None:
     step = max(1, int(np.ceil(len(labels) * _INCHES_PER_LABEL / max(length, _INCHES_PER_LABEL))))
     positions = np.arange(0, len(labels), step)
     axis.set_ticks(positions, [labels[i] for i in positions])
-    if axis.axis_name == "x" and max(map(len, labels), default=0) > 3:
+    # Upright where they are long, or wider than the room that each has.
+    room = step * length / max(len(labels), 1) - _INCHES_PER_CHARACTER
+    if axis.axis_name == "x" and (max(map(len, labels), default=0) > 3 or inches_of(labels) > room):
         axis.set_tick_params(rotation=90)
 
 
@@ -181,9 +210,11 @@ def shorten(label: str, limit: int = 32) -> str:
     return f"{label[: limit - 1 - n_last]}…{label[-n_last:]}"
 
 
-def text_colour(value: float) -> str:
-    """Choose a colour that can be read on an entry of ``value`` (0 to 1) of the sequential palette."""
-    return "white" if value > 0.45 else "0.2"
+def text_colour(image: AxesImage, value: float) -> str:
+    """Choose a colour that can be read on an entry of a heat map, whatever its colour map."""
+    red, green, blue, _ = image.to_rgba(value)
+    # Weights and power of sRGB, near enough; .25 is where white and dark grey differ as much from it.
+    return "white" if 0.21 * red**2.2 + 0.72 * green**2.2 + 0.07 * blue**2.2 < 0.25 else "0.2"
 
 
 def stored_order(result: Mapping[str, Any], key: str) -> list[str]:

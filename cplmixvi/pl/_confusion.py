@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.image import AxesImage
 
 _MAX_ANNOTATED = 20
 _BAR_LABELS = {"reference": "share of the type", "category": "share of the category", None: "cells"}
@@ -90,7 +91,7 @@ def confusion(
         ordered, or an option is not one of those above.
     """
     check_choice(normalize, ("reference", "category", None), argument="normalize")
-    rows = None if isinstance(order, str) else [str(name) for name in order]
+    rows = [str(name) for name in order] if np.iterable(order) and not isinstance(order, str) else None
     if rows is None:
         check_choice(order, ("matching", "dendrogram"), argument="order")
     result = read_result(adata, key)
@@ -119,7 +120,7 @@ def confusion(
             shares, cmap=sequential(cmap), vmin=0.0, vmax=top, interpolation="nearest", aspect="auto", rasterized=True
         )
         if annotate or (annotate is None and max(counts.shape) <= _MAX_ANNOTATED):
-            _write_values(ax, shares.to_numpy(), top, as_share=normalize is not None)
+            _write_values(image, shares.to_numpy(), as_share=normalize is not None)
         n_left = len(partner) if leaves is None else len(leaves)
         if n_left < counts.shape[1]:
             ax.axvline(n_left - 0.5, color="black", linewidth=0.8)
@@ -206,11 +207,12 @@ def _normalised(counts: pd.DataFrame, normalize: str | None) -> pd.DataFrame:
     return counts.div(counts.sum(axis=0).clip(lower=1), axis=1)
 
 
-def _write_values(ax: Axes, shares: np.ndarray, top: float, *, as_share: bool) -> None:
+def _write_values(image: AxesImage, shares: np.ndarray, *, as_share: bool) -> None:
     for i, j in zip(*np.nonzero(shares >= (0.05 if as_share else 1)), strict=True):
         value = shares[i, j]
         text = f"{value:.0f}" if not as_share else "1" if value >= 0.995 else f"{value:.2f}".lstrip("0")
-        ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=text_colour(value / top))
+        colour = text_colour(image, value)
+        image.axes.text(j, i, text, ha="center", va="center", fontsize=5.5, color=colour)
 
 
 def _scores(truth: pd.Series, labels: pd.Series, ignore: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.image import AxesImage
 
 _MAX_ANNOTATED = 16
 
@@ -98,7 +99,7 @@ def consensus(
             matrix, cmap=sequential(cmap), vmin=0.0, vmax=1.0, interpolation="nearest", aspect="auto", rasterized=True
         )
         if annotate or (annotate is None and len(labels) <= _MAX_ANNOTATED):
-            _write_values(ax, matrix, size=float(np.clip(80 / len(labels), 5.0, 8.0)))
+            _write_values(image, matrix, size=float(np.clip(80 / len(labels), 5.0, 8.0)))
         ax.set(xlabel="category in one arm", ylabel="category in another arm")
         dress(ax)
         label_ticks(ax.xaxis, labels)
@@ -133,11 +134,12 @@ def _ordered(order: str, matrix: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return leaves_list(linkage(squareform(distance, checks=False), method="average", optimal_ordering=True))
 
 
-def _write_values(ax: Axes, matrix: np.ndarray, *, size: float) -> None:
+def _write_values(image: AxesImage, matrix: np.ndarray, *, size: float) -> None:
     for i, j in zip(*np.nonzero(matrix >= 0.005), strict=True):
         value = matrix[i, j]
         text = "1" if value >= 0.995 else f"{value:.2f}".lstrip("0")
-        ax.text(j, i, text, ha="center", va="center", fontsize=size, color=text_colour(value))
+        colour = text_colour(image, value)
+        image.axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def _size_bars(ax: Axes, sizes: np.ndarray) -> None:

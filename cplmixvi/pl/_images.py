@@ -57,7 +57,11 @@ def image_traversal(
     """
     result = read_traversal(adata, key)
     there, paths = ([str(name) for name in names] for names in (result.categories, result.paths))
-    chosen = there if categories is None else [str(name) for name in categories]
+    chosen = (
+        there
+        if categories is None
+        else ([categories] if isinstance(categories, str) else [str(name) for name in categories])
+    )
     for name in chosen:
         check_choice(name, there, argument="categories")
     if path == "main" and "main" not in paths:

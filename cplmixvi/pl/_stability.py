@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cplmixvi.pl._common import category_sizes, dress, label_ticks, new_or_given, read_result, shorten, style
+from cplmixvi.pl._common import category_sizes, dress, inches_of, label_ticks, new_or_given, read_result, shorten, style
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,14 +52,16 @@ def stability(adata: AnnData, key: str = "cplmixvi", *, ax: Axes | None = None) 
     mean = float(jaccard[is_known].mean())
     rows = np.lexsort((-sizes, np.where(is_known, -jaccard, np.inf)))
 
+    names = [f"{shorten(categories[i])} ({sizes[i]:,})" for i in rows]
     with style():
-        ax = new_or_given(ax, (3.4, float(np.clip(0.8 + 0.15 * len(rows), 1.6, 8.5))))
+        # Wide enough for the label below, whatever room the names take.
+        ax = new_or_given(ax, (2.7 + inches_of(names), float(np.clip(0.8 + 0.15 * len(rows), 1.6, 8.5))))
         ax.barh(np.arange(len(rows)), jaccard[rows], height=0.8, color="0.6")
         ax.axvline(mean, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
         ax.set(xlim=(0.0, 1.0), ylim=(len(rows) - 0.5, -0.5))
         ax.set(xlabel="stability (Jaccard index)", ylabel="category (cells)")
         dress(ax)
-        label_ticks(ax.yaxis, [f"{shorten(categories[i])} ({sizes[i]:,})" for i in rows])
+        label_ticks(ax.yaxis, names)
         ax.tick_params(axis="y", length=0.0)
         ax.set_title(f"mean {mean:.2f}", loc="left")
     return ax

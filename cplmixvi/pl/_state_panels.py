@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cplmixvi.pl._common import category_sizes, dress, new_or_given, read_obs, read_result, shorten, style
+from cplmixvi.pl._common import (
+    category_sizes,
+    check_dim,
+    dress,
+    inches_of,
+    label_ticks,
+    new_or_given,
+    read_obs,
+    read_result,
+    shorten,
+    style,
+)
 from cplmixvi.pl._states import (
     MAX_LEGEND_ROWS,
     draw_figure_legend,
@@ -152,7 +163,12 @@ def state_histograms(
     ValueError
         If the result, a category, the dimension or the column is missing, or the column has too many values.
     """
-    s = read_points(adata, f"X_{key}", (dim, dim))[:, 0]
+    from cplmixvi.tl._state_genes import read_state
+
+    read_result(adata, key)
+    state = read_state(adata, key)
+    check_dim(dim, state.shape[1])
+    s = state[:, dim]
     chosen = choose(adata, key, categories)
     labels = read_obs(adata, key, argument="key").astype(str).to_numpy()
     if categories is None:
@@ -167,10 +183,16 @@ def state_histograms(
         )
     names = ["all"] if groups is None else [str(name) for name in groups.cat.categories]
     codes = np.zeros(len(s), dtype=int) if groups is None else groups.cat.codes.to_numpy()
-    edges = np.linspace(*np.quantile(s, _SHOWN), _N_BINS + 1)
+    low, high = np.quantile(s, _SHOWN)
+    # A state that no cell moves in has a bin all the same.
+    edges = np.linspace(*((low, high) if high > low else (low - 0.5, high + 0.5)), _N_BINS + 1)
     centres = (edges[1:] + edges[:-1]) / 2
+    sizes = category_sizes(adata, key, chosen)
+    rows = [f"{shorten(name, 20)} ({size:,})" for name, size in zip(chosen, sizes, strict=True)]
     with style():
-        ax = new_or_given(ax, (3.4 if groups is None else 4.2, float(np.clip(0.7 + 0.24 * len(chosen), 1.6, 9.0))))
+        # Wide enough for the title, whatever room the names take.
+        width = 2.8 + inches_of(rows) + (0.0 if groups is None else legend_inches(names, MAX_LEGEND_ROWS))
+        ax = new_or_given(ax, (width, float(np.clip(0.7 + 0.24 * len(chosen), 1.6, 9.0))))
         colours = np.array([[0.45, 0.55, 0.7]]) if groups is None else palette_of(adata, color, groups)
         heights = np.array([_shares(s[labels == name], codes[labels == name], len(names), edges) for name in chosen])
         # A narrow type may reach over its neighbour, so that wide ones need not be flat.
@@ -183,8 +205,7 @@ def state_histograms(
                 ax.plot(centres, top, color=colour, linewidth=0.6, zorder=row)
         ax.set_ylim(len(chosen) - 0.8, float(np.min(np.arange(len(chosen)) - unit * highest)) - 0.1)
         ax.set_xlim(edges[0], edges[-1])
-        sizes = category_sizes(adata, key, chosen)
-        ax.set_yticks(np.arange(len(chosen)), [f"{shorten(n, 20)} ({c:,})" for n, c in zip(chosen, sizes, strict=True)])
+        label_ticks(ax.yaxis, rows)
         ax.tick_params(axis="y", length=0)
         ax.set(xlabel=f"state {dim + 1}", ylabel="category (cells)")
         ax.spines["left"].set_visible(False)
@@ -214,7 +235,8 @@ def choose(adata: AnnData, key: str, categories: Sequence[str] | None) -> list[s
         if not sizes.any():
             raise ValueError(f"All cells of obs[{key!r}] are unassigned; annotate with a lower min_confidence.")
         return [name for name, size in zip(there, sizes, strict=True) if size]
-    chosen = [categories] if isinstance(categories, str) else [str(name) for name in categories]
+    chosen = [categories] if isinstance(categories, str) or not np.iterable(categories) else categories
+    chosen = [str(name) for name in chosen]
     unknown = [name for name in chosen if name not in there]
     if unknown or not chosen:
         raise ValueError(
@@ -228,7 +250,10 @@ def _effect(adata: AnnData, key: str, dim: int) -> str:
     tests = adata.uns[key].get("state_tests")
     if tests is None:
         return ""
-    row = int(np.flatnonzero(np.asarray(tests["dimension"]) == dim + 1)[0])
+    found = np.flatnonzero(np.asarray(tests["dimension"]) == dim + 1)
+    if not len(found):
+        return ""
+    row = int(found[0])
     return f"effect on location {tests['location_effect'][row]:.2f}, on spread {tests['spread_effect'][row]:.2f}"
 
 

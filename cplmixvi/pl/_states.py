@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from cplmixvi import pp
 from cplmixvi._constants import UNASSIGNED
-from cplmixvi.pl._common import dress, new_or_given, read_obs, shorten, style
+from cplmixvi.pl._common import dress, inches_of, new_or_given, read_obs, shorten, style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,18 +84,25 @@ def states(
 def read_points(adata: AnnData, basis: str, dims: tuple[int, int]) -> np.ndarray:
     """Get the two chosen columns, shape ``(n_obs, 2)``."""
     pp.check_adata(adata)
-    if basis not in adata.obsm:
+    if not isinstance(basis, str) or basis not in adata.obsm:
         raise ValueError(
             f"basis={basis!r} was given but adata.obsm[{basis!r}] is missing; there are: "
             f"{', '.join(adata.obsm.keys()) or 'none'}; pass one of these or run cplmixvi.tl.annotate first."
         )
-    embedding = np.asarray(adata.obsm[basis])
-    if len(dims) != 2 or not all(0 <= dim < embedding.shape[1] for dim in dims):
+    entry = adata.obsm[basis]
+    embedding = entry.toarray() if sparse.issparse(entry) else np.asarray(entry)
+    if embedding.ndim != 2 or embedding.dtype.kind not in "fiub":
         raise ValueError(
-            f"dims={dims!r} was given but adata.obsm[{basis!r}] has {embedding.shape[1]} columns; "
-            f"two numbers from 0 to {embedding.shape[1] - 1} are needed."
+            f"basis={basis!r} was given but adata.obsm[{basis!r}] holds {embedding.dtype} of shape {embedding.shape}; "
+            "numbers in columns are needed."
         )
-    return embedding[:, list(dims)]
+    given, n_dims = list(dims) if np.iterable(dims) else [], embedding.shape[1]
+    if len(given) != 2 or not all(pp.is_whole(dim) and 0 <= dim < n_dims for dim in given):
+        raise ValueError(
+            f"dims={dims!r} was given but adata.obsm[{basis!r}] has {n_dims} columns; "
+            f"two whole numbers from 0 to {n_dims - 1} are needed."
+        )
+    return embedding[:, given]
 
 
 def _needs_legend(names: Sequence[str]) -> bool:
@@ -113,7 +121,7 @@ def legend_inches(names: Sequence[str], most_rows: int) -> float:
     names = [shorten(name) for name in names]
     n_rows = -(-len(names) // -(-len(names) // most_rows))
     columns = [names[start : start + n_rows] for start in range(0, len(names), n_rows)]
-    return sum(0.3 + 0.06 * max(map(len, column)) for column in columns)
+    return sum(0.3 + inches_of(column) for column in columns)
 
 
 def _dot_size(n_points: int) -> float:
@@ -168,9 +176,11 @@ def palette_of(adata: AnnData, column: str, values: pd.Series) -> np.ndarray:
     stored = adata.uns.get(f"{column}_colors", ())
     # Also those of other values, if the column has changed since.
     if adata.obs[column].dtype == "category" and len(stored) == len(is_type):
-        return np.array([to_rgb(colour) for colour in stored]).reshape(-1, 3)
-    colours = np.full((len(is_type), 3), _NO_TYPE_GREY)
-    colours[is_type] = colours_of(int(is_type.sum()))
+        colours = np.array([to_rgb(colour) for colour in stored]).reshape(-1, 3)
+    else:
+        colours = np.empty((len(is_type), 3))
+        colours[is_type] = colours_of(int(is_type.sum()))
+    colours[~is_type] = _NO_TYPE_GREY
     return colours
 
 

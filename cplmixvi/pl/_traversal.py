@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cplmixvi.pl._common import check_choice, new_or_given, read_result, shorten, style
+from cplmixvi.pl._common import (
+    check_choice,
+    check_count,
+    check_dim,
+    inches_of,
+    new_or_given,
+    read_result,
+    shorten,
+    style,
+)
 from cplmixvi.pl._state_panels import choose
 
 if TYPE_CHECKING:
@@ -68,6 +77,7 @@ def traversal(
     """
     import matplotlib.pyplot as plt
 
+    check_count(n_genes, argument="n_genes")
     result = read_traversal(adata, key)
     there = [str(name) for name in result.categories]
     chosen = there[:3] if categories is None else choose(adata, key, categories)
@@ -78,6 +88,7 @@ def traversal(
         path = "1"
     check_choice(path, paths, argument="path")
     known = list(dict.fromkeys(result.members["gene_set"].astype(str)))
+    gene_sets = gene_sets if gene_sets is None or np.iterable(gene_sets) else [gene_sets]
     gene_sets = [gene_sets] if isinstance(gene_sets, str) else gene_sets
     sets = known[:4] if gene_sets is None else list(gene_sets)
     for name in sets:
@@ -154,6 +165,7 @@ def state_genes(
     """
     import pandas as pd
 
+    check_count(n_genes, argument="n_genes")
     result = read_result(adata, key)
     if "state_genes" not in result:
         raise ValueError(
@@ -161,8 +173,10 @@ def state_genes(
             f"run cplmixvi.tl.state_genes(adata, {key!r}) first."
         )
     table = pd.DataFrame({name: np.asarray(values) for name, values in result["state_genes"].items()})
-    check_choice(dim, [int(d) - 1 for d in sorted(set(table["dimension"]))], argument="dim")
+    check_dim(dim, int(table["dimension"].max()))
     table = table[table["dimension"] == dim + 1].astype({"category": str, "gene": str})
+    # Of genes of one name, the one that goes best with the state.
+    table = table.sort_values("rank", kind="stable").drop_duplicates(["category", "gene"]).sort_index()
     ranked = list(dict.fromkeys(table["category"]))
     chosen = ranked if categories is None else choose(adata, key, categories)
     for name in chosen:
@@ -182,12 +196,18 @@ def state_genes(
 
 def _correlation_map(wide: pd.DataFrame, sure: np.ndarray, dim: int, ax: Axes | None) -> Axes:
     with style():
-        size = (len(wide.columns) * _GENE_INCHES + 1.7, len(wide) * 0.16 + 1.0)
+        rows = [shorten(name, 20) for name in wide.index]
+        genes = [shorten(name, 20) for name in wide.columns]
+        # Few genes or categories leave room for the title and what the bar says all the same.
+        size = (
+            max(len(genes) * _GENE_INCHES, 1.2) + inches_of(rows) + 1.1,
+            max(len(rows) * 0.16, 1.0) + inches_of(genes) + 0.5,
+        )
         ax = new_or_given(ax, size)
         image = ax.imshow(wide.to_numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
         ax.scatter(*np.nonzero(sure)[::-1], s=1.5, color="black", linewidths=0)
-        ax.set_xticks(np.arange(len(wide.columns)), wide.columns, rotation=90, fontsize=6)
-        ax.set_yticks(np.arange(len(wide)), [shorten(name, 20) for name in wide.index])
+        ax.set_xticks(np.arange(len(genes)), genes, rotation=90, fontsize=6)
+        ax.set_yticks(np.arange(len(rows)), rows)
         ax.tick_params(length=0)
         ax.set_ylabel("category")
         ax.set_title(f"genes of state {dim + 1}", loc="left")
