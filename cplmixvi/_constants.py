@@ -12,6 +12,9 @@ UNASSIGNED = "unassigned"
 #: Entry of a result with the numbers of categories that were tried.
 SELECTION_KEY = "selection"
 
+#: Entry of ``uns`` with the columns of ``obs`` that :func:`cplmixvi.tl.map_to_reference` has written.
+NAMES_KEY = "cplmixvi_names"
+
 #: Entry of a minibatch with the list of the arms' copies of the cells, each ``(n_cells, n_genes)``.
 COPIES_KEY = "copies"
 

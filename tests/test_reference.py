@@ -108,14 +108,31 @@ def test_names_do_not_replace_what_belongs_to_the_result(adata, name):
 def test_names_do_not_replace_what_is_no_name(make_counts):
     adata = make_counts()
     adata.obs["found"] = adata.obs["type"].astype(str).to_numpy()
-    for column in ("batch", "found_type"):
-        if column not in adata.obs:
-            adata.obs[column] = "a note"
+    # The third has the vocabulary of names, but is the user's own.
+    adata.obs["found_type"], adata.obs["by_hand"] = "a note", np.roll(adata.obs["type"].astype(str), 1)
+    for column, problem in (
+        ("batch", "has values such"),
+        ("found_type", "has values such"),
+        ("by_hand", "was not written"),
+    ):
         before = adata.obs[column].copy()
-        with pytest.raises(ValueError, match="exists and has values such as"):
+        with pytest.raises(ValueError, match=f"exists and {problem}"):
             cpl.tl.map_to_reference(adata, "type", "found", key_added=column)
         assert (adata.obs[column] == before).all()
         for overwrite in (True, False):
             # What was written once may be written again.
             cpl.tl.map_to_reference(adata, "type", "found", key_added=column, overwrite=overwrite)
         assert (adata.obs[column].astype(str) == adata.obs["type"].astype(str)).all()
+
+
+def test_files_keep_which_columns_are_names_and_names_that_were_changed_by_hand_stay(adata, tmp_path):
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype("category")
+    for name in ("strict", "names"):
+        cpl.tl.map_to_reference(adata, "cell_type", key_added=name)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    read = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    cpl.tl.map_to_reference(read, "cell_type", min_purity=0.9, key_added="strict")
+    assert set(read.obs["strict"]) != set(adata.obs["strict"])
+    read.obs["names"] = read.obs["names"].cat.rename_categories({"B": "B cell"})
+    with pytest.raises(ValueError, match="has values such as 'B cell'"):
+        cpl.tl.map_to_reference(read, "cell_type", key_added="names")

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from cplmixvi import pp
-from cplmixvi._constants import DEFAULT_KEY, SELECTION_KEY, UNASSIGNED, ResultKeys
+from cplmixvi._constants import DEFAULT_KEY, NAMES_KEY, SELECTION_KEY, UNASSIGNED, ResultKeys
 from cplmixvi.model import Consensus, CplMixVI
 
 if TYPE_CHECKING:
@@ -288,6 +288,12 @@ def check_key(key: str) -> None:
         )
     if key in _RESERVED:
         raise ValueError(f"key_added={key!r} is a column that the CELLxGENE schema reserves; choose another name.")
+    if key in _SCANPY:
+        raise ValueError(
+            f"key_added={key!r} would give entries of the result names that scanpy uses; choose another name."
+        )
+    if key == NAMES_KEY:
+        raise ValueError(f"key_added={key!r} is what tl.map_to_reference writes to; choose another name.")
 
 
 _RESERVED = frozenset(
@@ -304,6 +310,10 @@ _RESERVED = frozenset(
         "tissue_type",
     }
 )
+
+
+#: Of entries that scanpy reads without being told to: uns[key], obsm["X_" + key] or uns["rank_genes_" + key].
+_SCANPY = frozenset({"diffmap", "groups", "hvg", "log1p", "neighbors", "pca", "tsne", "umap"})
 
 
 def _check_free(adata: AnnData, keys: ResultKeys) -> None:

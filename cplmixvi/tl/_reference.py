@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from cplmixvi import metrics, pp
-from cplmixvi._constants import DEFAULT_KEY, UNASSIGNED, ResultKeys
+from cplmixvi._constants import DEFAULT_KEY, NAMES_KEY, UNASSIGNED, ResultKeys
+from cplmixvi.tl._annotate import ORIGIN, is_ours
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def map_to_reference(
         A category is called ``"unassigned"`` if a smaller fraction of its labelled cells has the name. Categories
         without labelled cells, and cells that :func:`annotate` left unassigned, are also called ``"unassigned"``.
     overwrite
-        Whether to replace a column that has other values than names of reference types.
+        Replace a column that this function has not written, or that has other values than names of reference types by
+        now. A column that it has written is always replaced.
 
     Returns
     -------
@@ -117,10 +119,12 @@ def map_to_reference(
         Indexed by category, with columns ``name``, ``purity`` (fraction of the category's labelled cells that have the
         most frequent label), ``n_cells`` and ``n_labelled``.
 
+        Also writes ``obs[key_added]``, and adds its name to ``uns["cplmixvi_names"]["columns"]``.
+
     Raises
     ------
     ValueError
-        If a column is missing, ``key_added`` is a column that is read, part of the result or one with other values, or
+        If a column is missing, ``key_added`` is a column that is read, part of the result or one of another origin, or
         ``min_purity`` is outside ``[0, 1]``.
     """
     if not (pp.is_number(min_purity) and 0 <= min_purity <= 1):
@@ -135,12 +139,7 @@ def map_to_reference(
         )
     reference, categories = _columns(adata, reference_key, key)
     if key_added in adata.obs and not overwrite:
-        there = set(adata.obs[key_added].dropna().astype(str)) - {*reference.dropna().astype(str), UNASSIGNED}
-        if there:
-            raise ValueError(
-                f"obs[{key_added!r}] exists and has values such as {min(there)!r}, which are no names of "
-                f"{reference_key!r}; choose another key_added, or overwrite=True to replace it."
-            )
+        _check_ours(adata, key_added, {*reference.dropna().astype(str), UNASSIGNED}, reference_key)
     confusion = metrics.confusion(reference, categories, ignore=ignore)
     sizes = categories.value_counts()
     rows = {}
@@ -154,7 +153,30 @@ def map_to_reference(
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["name", "purity", "n_cells", "n_labelled"])
     named = categories.astype(object).map(table["name"])
     adata.obs[key_added] = pd.Categorical(named)
+    adata.uns[NAMES_KEY] = {
+        "origin": ORIGIN,
+        "columns": np.array(sorted({*_written(adata), key_added}), dtype=object),
+    }
     return table
+
+
+def _written(adata: AnnData) -> list[str]:
+    """Columns that :func:`map_to_reference` has written."""
+    entry = adata.uns.get(NAMES_KEY)
+    return [str(name) for name in entry.get("columns", ())] if is_ours(entry) else []
+
+
+def _check_ours(adata: AnnData, column: str, names: set[str], reference_key: str) -> None:
+    """Raise ValueError unless a column was written by :func:`map_to_reference` and has only such names."""
+    problem = "was not written by map_to_reference" if column not in _written(adata) else ""
+    # Names that were changed by hand are worth keeping, too.
+    other = set(adata.obs[column].dropna().astype(str)) - names
+    if other:
+        problem = f"has values such as {min(other)!r}, which are no names of {reference_key!r}"
+    if problem:
+        raise ValueError(
+            f"obs[{column!r}] exists and {problem}; choose another key_added, or overwrite=True to replace it."
+        )
 
 
 def _columns(adata: AnnData, reference_key: str, key: str) -> tuple[pd.Series, pd.Series]:
