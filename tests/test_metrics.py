@@ -28,6 +28,12 @@ class TestKnownNumbers:
 
     def test_by_hand(self):
         assert metrics.match_categories(self.y_true, self.y_pred) == {0: "a", 1: "b"}
+
+    def test_a_category_without_a_cell_of_a_type_is_not_matched_to_it(self):
+        # All cells of b are where those of a are.
+        assert metrics.match_categories(["a", "a", "b", "c"], [0, 0, 0, 1]) == {0: "a", 1: "c"}
+        assert metrics.match_categories(["a", "a", "a", "b"], [0, 0, 1, 0]) == {0: "a"}
+        assert metrics.recall_by_type(["a", "a", "a", "b"], [0, 0, 1, 0]).to_dict() == {"a": 2 / 3, "b": 0}
         assert metrics.accuracy(self.y_true, self.y_pred) == pytest.approx(0.6)
         assert metrics.balanced_accuracy(self.y_true, self.y_pred) == pytest.approx((4 / 6 + 2 / 3 + 0) / 3)
         assert metrics.purity(self.y_true, self.y_pred) == pytest.approx(0.6)
@@ -122,6 +128,38 @@ class TestMissingLabels:
         with pytest.raises(ValueError, match="none has a reference label"):
             metrics.accuracy([None, None], [0, 1])
 
+    @pytest.mark.parametrize(
+        "labels", [3, None, "abab", {"a": 1}, {"a", "b"}, np.ones((4, 1)), pd.DataFrame({"y": [1] * 4})]
+    )
+    @pytest.mark.parametrize("score", [*PARTITION_SCORES, "match_categories", "correct_cells", "evaluate"])
+    def test_labels_are_one_per_cell(self, score, labels):
+        with pytest.raises(ValueError, match="y_true .*; one label per cell is needed"):
+            getattr(metrics, score)(labels, [0, 1, 0, 1])
+        with pytest.raises(ValueError, match="y_pred .*; one label per cell is needed"):
+            getattr(metrics, score)(["a", "b", "a", "b"], labels)
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: metrics.brier(3, np.eye(2)), "y_true is a int"),
+            (lambda: metrics.brier(["a", "b"], "x"), "proba is a str that is no array of numbers"),
+            (lambda: metrics.brier(["a", "b"], [[0.5], [0.5, 0.5]]), "proba is a list that is no array"),
+            (lambda: metrics.brier(["a", "b"], 0.5), "proba has shape"),
+            (lambda: metrics.brier(["a", "b"], np.eye(2), "ab"), "categories='ab'"),
+            (lambda: metrics.confidence(np.eye(2), ["a", "b"], floor="x"), "floor='x'"),
+            (lambda: metrics.rare_recall(["a"], [0], below="x"), "below='x'"),
+            (lambda: metrics.evaluate(["a"], [0], confidence="high"), "confidence is a str"),
+            (lambda: metrics.consensus_matrix([[0, 1], [0, 1]], "2"), "n_categories='2'"),
+            (lambda: metrics.disentanglement_score("x", np.ones((3, 2))), "factors is a str"),
+            (lambda: metrics.disentanglement_score([1, 2, 1], "x"), "state is a str"),
+            (lambda: metrics.disentanglement_score([1, 2, 1], np.ones((3, 2)), n_votes="x"), "n_votes='x'"),
+            (lambda: metrics.mutual_information_gap([1, 2, 1], np.ones((3, 2)), "abc"), "category is a str"),
+        ],
+    )
+    def test_mistakes_are_named(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
+
     def test_lengths_must_be_equal(self):
         with pytest.raises(ValueError, match="3 reference and 2 predicted"):
             metrics.nmi([0, 1, 1], [0, 1])
@@ -149,6 +187,27 @@ class TestCalibration:
     def test_confidence_is_checked(self, confidence):
         with pytest.raises(ValueError, match="confidence"):
             metrics.expected_calibration_error([True, False], confidence)
+
+    @pytest.mark.parametrize("correct", [[0, 2], [0.5, 1], [np.nan, 1], [True, None], ["yes", "no"], [True], True])
+    def test_what_is_correct_is_true_or_false(self, correct):
+        with pytest.raises(ValueError, match="correct"):
+            metrics.expected_calibration_error(correct, [0.5, 0.5])
+        assert metrics.expected_calibration_error([1, 0], [0.5, 0.5]) == pytest.approx(0)
+
+    @pytest.mark.parametrize("n_bins", [0, 2.5, True, "15"])
+    def test_bins_are_counted(self, n_bins):
+        with pytest.raises(ValueError, match="n_bins="):
+            metrics.expected_calibration_error([True, False], [0.5, 0.5], n_bins=n_bins)
+
+    def test_edges_are_the_same_in_single_precision(self):
+        edges = np.arange(1, 16) / 15
+        # Each is the mean of its bin with the middle of the bin, unless rounding puts it into the next.
+        confidence = np.concatenate([edges, edges - 1 / 30])
+        correct = np.tile([True, False], 15)
+        exact = metrics.expected_calibration_error(correct, confidence)
+        rounded = metrics.expected_calibration_error(correct, confidence.astype(np.float32))
+        assert rounded == pytest.approx(exact, abs=1e-6)
+        assert metrics.expected_calibration_error([False], np.float32([1.0000001])) == 1
 
     def test_brier_equals_scikit_learn_once_matched(self):
         rng = np.random.default_rng(1)

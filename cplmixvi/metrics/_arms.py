@@ -6,6 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
+from cplmixvi import pp
+
 
 def _checked(labels_by_arm) -> np.ndarray:
     labels = np.asarray(labels_by_arm)
@@ -80,6 +82,8 @@ def consensus_matrix(labels_by_arm, n_categories: int) -> np.ndarray:
            [0.17, 0.5 ]])
     """
     labels = _checked(labels_by_arm)
+    if not pp.is_whole(n_categories) or n_categories < 1:
+        raise ValueError(f"n_categories={n_categories!r} given, a whole number of at least 1 is needed: the model's")
     if len(labels) < 2:
         raise ValueError("labels of 1 arm given, at least 2 are needed for a consensus: train with n_arms >= 2")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= n_categories:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
+from cplmixvi import pp
 from cplmixvi.metrics._labels import encode, reference_mask, take
 from cplmixvi.metrics._matching import match_categories
+from cplmixvi.metrics._numbers import numbers
+
+#: What single precision may add to a probability by rounding.
+_ROUNDING = 1e-6
 
 
 def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[np.ndarray, list]:
@@ -20,9 +24,12 @@ def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[
     ValueError
         When the shape does not fit, or a value is no probability.
     """
-    values = dense(proba)
+    values = numbers(proba, "proba")
     if categories is None:
-        categories = list(proba.columns) if isinstance(proba, pd.DataFrame) else list(range(values.shape[-1]))
+        categories = proba.columns if isinstance(proba, pd.DataFrame) else range(values.shape[-1] if values.ndim else 0)
+    if isinstance(categories, str) or not np.iterable(categories):
+        raise ValueError(f"categories={categories!r} was given; give a list with the name of each column of proba")
+    categories = list(categories)
     if values.shape != (n_obs, len(categories)):
         raise ValueError(
             f"proba has shape {values.shape}, ({n_obs}, {len(categories)}) is needed for these cells and categories: "
@@ -34,12 +41,7 @@ def check_proba(proba, n_obs: int, categories: Sequence | None = None) -> tuple[
             "proba has negative or missing values, or a row sum above 1; rows of probabilities are needed: pass "
             "model.predict(soft=True)"
         )
-    return values, list(categories)
-
-
-def dense(proba) -> np.ndarray:
-    """Probabilities of any kind, also sparse as ``tl.annotate(top_k=...)`` writes them, as a float64 array."""
-    return np.asarray(proba.toarray() if sparse.issparse(proba) else proba, dtype=np.float64)
+    return values, categories
 
 
 def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
@@ -50,11 +52,11 @@ def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
     Parameters
     ----------
     correct
-        Whether each cell is correct, bool, ``(n_obs,)``.
+        Whether each cell is correct, ``(n_obs,)``: bool, or 0 and 1.
     confidence
         Probability claimed for each cell, ``(n_obs,)``, in [0, 1].
     n_bins
-        Number of bins on (0, 1].
+        Number of bins on (0, 1]. A confidence within a millionth of an edge is on it, and belongs to the bin below.
 
     Returns
     -------
@@ -64,23 +66,32 @@ def expected_calibration_error(correct, confidence, n_bins: int = 15) -> float:
     Raises
     ------
     ValueError
-        If the lengths differ, a confidence is outside [0, 1], or there are no cells or no bins.
+        If the lengths differ, ``correct`` has other values or missing ones, a confidence is outside [0, 1], or there
+        are no cells or no bins.
 
     Examples
     --------
     >>> expected_calibration_error([True, False], [0.5, 0.5])
     0.0
     """
-    correct = np.asarray(correct, dtype=np.float64)
-    confidence = np.asarray(confidence, dtype=np.float64)
-    if correct.shape != confidence.shape or correct.ndim != 1 or not correct.size or n_bins < 1:
+    correct, confidence = numbers(correct, "correct"), numbers(confidence, "confidence")
+    if (
+        not pp.is_whole(n_bins)
+        or correct.shape != confidence.shape
+        or correct.ndim != 1
+        or not len(correct)
+        or n_bins < 1
+    ):
         raise ValueError(
-            f"correct has shape {correct.shape}, confidence {confidence.shape}, n_bins={n_bins}; two equal lengths of "
-            f"at least one cell and one bin are needed: pass one value per cell"
+            f"correct has shape {correct.shape}, confidence {confidence.shape}, n_bins={n_bins!r}; two equal lengths "
+            f"of at least one cell and one bin are needed: pass one value per cell"
         )
-    if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
+    if not np.isin(correct, (0, 1)).all():
+        raise ValueError("correct has values that are missing or not True or False: pass whether each cell is correct")
+    if not ((confidence >= 0) & (confidence <= 1 + _ROUNDING)).all():
         raise ValueError("confidence has values that are missing or outside [0, 1]: pass probabilities")
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    confidence = np.minimum(confidence, 1.0)
+    bins = np.clip(np.ceil((confidence - _ROUNDING) * n_bins).astype(int) - 1, 0, n_bins - 1)
     gap = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
     return float(np.abs(gap).sum() / correct.size)
 
@@ -118,8 +129,8 @@ def brier(y_true, proba, categories: Sequence | None = None, *, ignore: Sequence
     >>> brier(["a", "b"], np.array([[1.0, 0.0], [0.0, 1.0]]))
     0.0
     """
-    values, names = check_proba(proba, len(y_true), categories)
     mask = reference_mask(y_true, ignore)
+    values, names = check_proba(proba, len(mask), categories)
     values, y_true = values[mask], take(y_true, mask)
     best = values.argmax(axis=1)
     matched = match_categories(y_true, best)
@@ -161,8 +172,8 @@ def confidence(
     Raises
     ------
     ValueError
-        If the shape of ``proba`` does not fit the cells and categories, its rows are not probabilities, or no cell has
-        a reference label.
+        If the shape of ``proba`` does not fit the cells and categories, its rows are not probabilities, no cell has a
+        reference label, or ``floor`` is no probability.
 
     Examples
     --------
@@ -172,8 +183,10 @@ def confidence(
     a        -0.11 -2.30
     b        -1.61 -0.22
     """
-    values, names = check_proba(proba, len(y_true), categories)
+    if not (pp.is_number(floor) and 0 <= floor <= 1):
+        raise ValueError(f"floor={floor!r} was given; give a probability, such as 1e-12")
     mask = reference_mask(y_true, ignore)
+    values, names = check_proba(proba, len(mask), categories)
     codes, types = encode(take(y_true, mask))
     one_hot = np.equal.outer(np.arange(len(types)), codes).astype(np.float64)
     means = one_hot @ np.log(np.maximum(values[mask], floor)) / one_hot.sum(axis=1, keepdims=True)

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import mutual_info_score
 
-from cplmixvi.metrics._labels import encode
+from cplmixvi import pp
+from cplmixvi.metrics._labels import check_labels, encode
+from cplmixvi.metrics._numbers import numbers
 
 #: Values of a factor or state beyond which it is cut into so many bins.
 N_BINS = 20
@@ -18,8 +20,13 @@ def _checked(factors, state, category) -> tuple[pd.DataFrame, np.ndarray, np.nda
     """Table of factors, float64 states ``(n_obs, n_state)`` and codes of categories, all of the same observations."""
     if isinstance(factors, pd.Series) or (not isinstance(factors, pd.DataFrame | Mapping) and np.ndim(factors) == 1):
         factors = {getattr(factors, "name", None) or "factor": np.asarray(factors)}
+    if not isinstance(factors, pd.DataFrame | Mapping) and np.ndim(factors) != 2:
+        raise ValueError(
+            f"factors is a {type(factors).__name__}; pass a DataFrame or an array (n_obs, n_factors), a dict of "
+            f"columns, or one factor (n_obs,)"
+        )
     table = pd.DataFrame(factors).reset_index(drop=True).infer_objects()
-    values = np.asarray(state, dtype=np.float64)
+    values = numbers(state, "state")
     if values.ndim != 2 or len(values) != len(table) or len(table) < 2 or not table.shape[1]:
         raise ValueError(
             f"state has shape {values.shape}, factors {table.shape}; one row per observation in each, at least two "
@@ -29,6 +36,7 @@ def _checked(factors, state, category) -> tuple[pd.DataFrame, np.ndarray, np.nda
         raise ValueError("state or factors have missing values: leave these observations out")
     if category is None:
         return table, values, None
+    check_labels(category, "category")
     codes, _ = encode(category)
     if len(codes) != len(table) or (codes < 0).any():
         raise ValueError(f"{len(codes)} categories for {len(table)} observations, or missing ones: pass one for each")
@@ -93,12 +101,12 @@ def disentanglement_score(
     True
     """
     table, values, codes = _checked(factors, state, category)
-    if n_votes < 1 or n_samples < 2:
+    if not (pp.is_whole(n_votes) and pp.is_whole(n_samples)) or n_votes < 1 or n_samples < 2:
         raise ValueError(
             f"n_votes={n_votes!r}, n_samples={n_samples!r}: at least one vote of two observations is needed"
         )
     if kl is not None:
-        kl = np.asarray(kl, dtype=np.float64)
+        kl = numbers(kl, "kl")
         if kl.shape != (values.shape[1],):
             raise ValueError(f"kl has shape {kl.shape}; one value for each of {values.shape[1]} dimensions is needed")
         values = values[:, kl >= min_kl]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from cplmixvi.metrics import _calibration, _information, _matching
 from cplmixvi.metrics._labels import contingency, encode, reference_mask, take
+from cplmixvi.metrics._numbers import numbers
 
 
 def correct_cells(y_true, y_pred, *, ignore: Sequence = ()) -> np.ndarray:
@@ -116,9 +116,9 @@ def evaluate(
     if proba is not None:
         scores["brier"] = _calibration.brier(y_true, proba, categories, ignore=ignore)
         if confidence is None:
-            confidence = _calibration.dense(proba).max(axis=1)
+            confidence = numbers(proba, "proba").max(axis=1)
     if confidence is not None:
-        claimed, mask = np.asarray(pd.Series(confidence)), reference_mask(y_true, ignore)
+        claimed, mask = np.atleast_1d(numbers(confidence, "confidence")), reference_mask(y_true, ignore)
         if len(claimed) != len(mask):
             raise ValueError(f"confidence has {len(claimed)} entries for {len(mask)} cells; give one for each.")
         claimed = claimed[mask]

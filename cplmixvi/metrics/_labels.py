@@ -6,7 +6,7 @@ A cell without a predicted label is counted, and never as correct: otherwise lea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +71,25 @@ def has_label(values, ignore: Sequence = ()) -> np.ndarray:
     return (values.notna() & ~values.isin(ignore)).to_numpy(copy=True)
 
 
+def check_labels(values, name: str) -> None:
+    """Raise ValueError unless values are a sequence of labels; ``name`` is what the caller calls them."""
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
+        raise ValueError(
+            f"{name} is a {type(values).__name__}; one label per cell is needed: pass a 1-D array or a list"
+        )
+    if getattr(values, "ndim", 1) != 1:
+        raise ValueError(f"{name} has shape {values.shape}; one label per cell is needed: pass a 1-D array")
+
+
 def reference_mask(y_true, ignore: Sequence = ()) -> np.ndarray:
     """Which cells have a reference label, ``(n_obs,)``.
 
     Raises
     ------
     ValueError
-        When none has.
+        When none has, or they are no labels.
     """
+    check_labels(y_true, "y_true")
     mask = has_label(y_true, ignore)
     if not mask.any():
         raise ValueError(
@@ -102,6 +113,8 @@ def paired(y_true, y_pred, ignore: Sequence = ()) -> tuple:
     ValueError
         When the lengths differ, or no cell has a reference.
     """
+    check_labels(y_true, "y_true")
+    check_labels(y_pred, "y_pred")
     if len(y_true) != len(y_pred):
         raise ValueError(
             f"{len(y_true)} reference and {len(y_pred)} predicted labels given; as many of each are needed: pass the "

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from cplmixvi import pp
 from cplmixvi.metrics._labels import Contingency, contingency
 
 
@@ -45,7 +46,8 @@ def match_categories(y_true, y_pred, *, ignore: Sequence = ()) -> dict:
     Returns
     -------
     dict
-        From category to type. If there are more categories than types, the surplus categories are not in it.
+        From category to type. Surplus categories, and those that have no cell of a type that is left for them, are not
+        in it.
 
     Raises
     ------
@@ -53,7 +55,9 @@ def match_categories(y_true, y_pred, *, ignore: Sequence = ()) -> dict:
         If the lengths differ, labels are not one-dimensional, or no cell has a reference label.
     """
     table = contingency(y_true, y_pred, ignore)
-    return {table.categories[column]: table.types[row] for row, column in zip(*_matched(table), strict=True)}
+    pairs = zip(*_matched(table), strict=True)
+    # The matching is one of all rows or all columns: some pairs may only be what is left over.
+    return {table.categories[column]: table.types[row] for row, column in pairs if table.counts[row, column]}
 
 
 def accuracy(y_true, y_pred, *, ignore: Sequence = ()) -> float:
@@ -184,6 +188,8 @@ def rare_recall(y_true, y_pred, *, below: int = 50, ignore: Sequence = ()) -> fl
     >>> rare_recall(["a"] * 60 + ["b"], [0] * 60 + [1])
     1.0
     """
+    if not pp.is_number(below):
+        raise ValueError(f"below={below!r} was given; give a number of cells.")
     table = contingency(y_true, y_pred, ignore)
     rare = table.type_sizes < below
     return float(_recall(table)[rare].mean()) if rare.any() else float("nan")

@@ -21,8 +21,8 @@ class Comparison:
     Attributes
     ----------
     types
-        One row per reference type: ``n_cells``, the ``category`` matched to it one-to-one (`None` if there are fewer
-        categories than types), and ``precision``, ``recall`` and ``f1`` of that match.
+        One row per reference type: ``n_cells``, the ``category`` matched to it one-to-one (`None` if no category
+        with cells of the type is left for it), and ``precision``, ``recall`` and ``f1`` of that match.
     confusion
         Number of cells by reference type (rows) and category (columns); cells without a category are in no column.
     scores
