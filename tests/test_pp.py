@@ -2,6 +2,7 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -328,3 +329,45 @@ def test_genes_are_not_chosen_by_values_that_are_none(make_counts, value, messag
 def test_numbers_of_genes_are_whole(make_counts, n_top):
     with pytest.raises(ValueError, match="whole number of at least 1 gene"):
         pp.select_genes(make_counts(), n_top)
+
+
+NO_MATRIX = ["x", None, 3, [1, 2], [[1, 2], [3]], np.array([["a"]]), np.zeros((2, 2, 2))]
+
+
+@pytest.mark.parametrize("values", [*NO_MATRIX, ad.AnnData(np.eye(3))], ids=lambda values: type(values).__name__)
+@pytest.mark.parametrize(
+    "read", [pp.check_values, pp.log_normalize, pp.library_size, pp.to_csr, lambda X: pp.input_hash(X, ["a", "b"])]
+)
+def test_what_is_no_matrix_is_named(read, values):
+    with pytest.raises(ValueError, match=r"X (is a|is an|holds) .* needed: pass"):
+        read(values)
+
+
+def test_tables_and_lists_of_lists_are_matrices():
+    for values in (pd.DataFrame(COUNTS), COUNTS.tolist()):
+        assert pp.check_values(values).integral
+        np.testing.assert_array_equal(pp.to_csr(values).toarray(), COUNTS)
+        np.testing.assert_array_equal(pp.log_normalize(values), pp.log_normalize(COUNTS))
+        np.testing.assert_array_equal(pp.library_size(values), COUNTS.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: pp.log_normalize(a.X, "x"), "target='x'"),
+        (lambda a: pp.log_normalize(a.X, np.inf), "target=inf"),
+        (lambda a: pp.input_hash(a.X, None), "var_names is a NoneType with 0 names for 15 genes"),
+        (lambda a: pp.input_hash(a.X, ["a"]), "var_names is a list with 1 names for 15 genes"),
+        (lambda a: pp.check_values(a.X, min_cells="x"), "min_cells='x'"),
+        (lambda a: pp.check_values(a.X, obs_names=["a"]), "obs_names are not 40 names"),
+        (lambda a: pp.check_values(a.X, var_names=3), "var_names are not 15 names"),
+        (lambda a: pp.select_genes(a.X, 5), "adata is a ndarray"),
+        (lambda a: pp.select_genes(a, 5, batch_key=["batch"]), "batch_key=.'batch'. given"),
+        (lambda a: pp.select_genes(a, 5, layer=["counts"]), "layer .'counts'. given"),
+        (lambda a: pp.as_csr(a, np.array(["counts"])), "layer .* given"),
+        (lambda a: pp.check_setup(a, obs_keys=[["batch"]]), "no column .'batch'."),
+    ],
+)
+def test_arguments_that_are_no_names_or_numbers_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ad.AnnData(COUNTS.astype(np.float32)))

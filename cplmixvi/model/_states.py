@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +82,7 @@ class StatesMixin(Mixin):
         ValueError
             If there is no such arm.
         """
-        if arm is not None and not 0 <= arm < self.n_arms:
+        if arm is not None and not (pp.is_whole(arm) and 0 <= arm < self.n_arms):
             raise ValueError(f"arm={arm!r} does not exist; the model has arms 0 to {self.n_arms - 1}.")
         posterior = self.get_posterior(adata, indices, batch_size, top_k=1)
         mean, variance = posterior.combined, posterior.combined_variance
@@ -170,21 +171,17 @@ class StatesMixin(Mixin):
         True
         """
         self._check_if_trained(warn=False)
-        z = torch.as_tensor(np.asarray(state), dtype=torch.float32, device=self.module.device)
-        if z.ndim != 2 or z.shape[1] != self.n_state:
-            raise ValueError(f"state has shape {tuple(z.shape)}; (n_states, {self.n_state}) is needed.")
+        z = torch.as_tensor(self._checked_states(state), device=self.module.device)
         names = list(self.category_names)
-        if category not in names:
+        if not isinstance(category, str) or category not in names:
             known = ", ".join(map(repr, names[:20]))
             raise ValueError(f"category={category!r} is not the name of one of the model's: {known}.")
         if not (pp.is_whole(n_draws) and n_draws >= 0):
             raise ValueError(f"n_draws={n_draws!r} must be a whole number of at least 0.")
         code = names.index(category)
-        if not torch.isfinite(z).all():
-            raise ValueError("state has values that are not finite.")
         if library_size is None:
             library_size = float(self.module.target_library)
-        if not 0 < library_size < np.inf:
+        if not (pp.is_number(library_size) and 0 < library_size < np.inf):
             raise ValueError(f"library_size={library_size!r} must be a positive number, or None for the median.")
         n = len(z)
         total, flips = z.new_zeros(n, self.module.n_input), z.new_zeros(n)
@@ -201,6 +198,19 @@ class StatesMixin(Mixin):
             total += torch.einsum("r,rng->ng", weight, px.mean.view(len(some), n, self.module.n_input))
             flips += weight @ other.view(len(some), n)
         return Decoded(total.cpu().numpy(), flips.cpu().numpy())
+
+    def _checked_states(self, state: np.ndarray) -> np.ndarray:
+        """States to decode, float32 ``(n_states, n_state)``."""
+        values: np.ndarray | None = None
+        with suppress(TypeError, ValueError):
+            values = np.asarray(state)
+        if values is None or values.dtype.kind not in "fiu":
+            raise ValueError(f"state is a {type(state).__name__} that is no array of numbers; give those of get_state.")
+        if values.ndim != 2 or values.shape[1] != self.n_state:
+            raise ValueError(f"state has shape {values.shape}; (n_states, {self.n_state}) is needed.")
+        if not np.isfinite(values).all():
+            raise ValueError("state has values that are not finite.")
+        return values.astype(np.float32)
 
     def _category_of(self, values: torch.Tensor, covariates: Covariates) -> torch.Tensor:
         return infer_jointly(self.module, self.module.encoder_input(values), covariates).category

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from cplmixvi._constants import COUNT_LIKELIHOODS, LARGEST_LOG, LIKELIHOODS, LOG_LIKELIHOODS
-from cplmixvi.pp._values import get_matrix, iter_blocks
+from cplmixvi.pp._values import as_values, get_matrix, iter_blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -226,7 +226,7 @@ def _raise_broken(block, bad, kind, start, likelihood, where, obs_names, var_nam
 
 
 def _check_shape(X, where: str, min_cells: int) -> None:
-    if len(X.shape) != 2 or X.shape[0] < min_cells or X.shape[1] < 1:
+    if X.shape[0] < min_cells or X.shape[1] < 1:
         raise ValueError(
             f"{where} has shape {tuple(X.shape)}; at least {min_cells} cells and 1 gene are needed: give more cells, "
             f"or check how the data were subset"
@@ -327,8 +327,8 @@ def check_values(
     Raises
     ------
     ValueError
-        If there are fewer than ``min_cells`` cells, values that the likelihood does not allow, or empty cells, or if
-        the matrix is damaged.
+        If there are fewer than ``min_cells`` cells, values that the likelihood does not allow, or empty cells, if the
+        matrix is damaged or none, or if names are not as many as cells or genes.
 
     Warns
     -----
@@ -341,7 +341,15 @@ def check_values(
     True
     """
     check_likelihood(likelihood)
+    if not is_whole(min_cells):
+        raise ValueError(f"min_cells={min_cells!r} given, a whole number is needed")
+    X = as_values(X, where)
     _check_shape(X, where, min_cells)
+    for given, names, n_named in (("obs_names", obs_names, X.shape[0]), ("var_names", var_names, X.shape[1])):
+        if names is not None and (isinstance(names, str) or not hasattr(names, "__len__") or len(names) != n_named):
+            raise ValueError(
+                f"{given} are not {n_named} names for {where} of shape {tuple(X.shape)}: pass one for each"
+            )
     check_structure(X, where)
     n_obs, n_vars = X.shape
     in_cell = np.zeros(n_obs, dtype=np.int64)
@@ -436,7 +444,8 @@ def check_setup(
     get_matrix(adata, layer)
     if not adata.var_names.is_unique:
         raise ValueError("adata.var_names has repeated names; call adata.var_names_make_unique() first")
-    missing = [key for key in (*obs_keys, *complete_keys, *number_keys) if key not in adata.obs]
+    keys = (*obs_keys, *complete_keys, *number_keys)
+    missing = [key for key in keys if not isinstance(key, Hashable) or key not in adata.obs]
     if missing:
         raise ValueError(
             f"obs has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, adata.obs.columns[:20]))}"

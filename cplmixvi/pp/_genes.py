@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
-from cplmixvi.pp._checks import COUNT_LIKELIHOODS, check_likelihood, check_values, is_whole, source_name
+from cplmixvi.pp._checks import COUNT_LIKELIHOODS, check_adata, check_likelihood, check_values, is_whole, source_name
 from cplmixvi.pp._values import CHUNK_ENTRIES, as_csr
 
 if TYPE_CHECKING:
@@ -112,10 +113,11 @@ def select_genes(
     --------
     >>> adata = adata[:, select_genes(adata, 2_000)].copy()  # doctest: +SKIP
     """
+    check_adata(adata)
     check_likelihood(likelihood)
     if not is_whole(n_top) or n_top < 1:
         raise ValueError(f"n_top={n_top!r} given, a whole number of at least 1 gene is needed")
-    if batch_key is not None and batch_key not in adata.obs:
+    if batch_key is not None and (not isinstance(batch_key, Hashable) or batch_key not in adata.obs):
         raise ValueError(f"batch_key={batch_key!r} given, obs has {sorted(adata.obs)}: name one of them, or None")
     if n_top >= adata.n_vars:
         return np.ones(adata.n_vars, dtype=bool)

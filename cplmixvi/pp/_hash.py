@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from ._values import iter_blocks
+from ._values import as_values, iter_blocks
 
 
 def input_hash(X, var_names: Sequence[str]) -> str:
@@ -27,11 +27,22 @@ def input_hash(X, var_names: Sequence[str]) -> str:
     str
         64 hexadecimal digits.
 
+    Raises
+    ------
+    ValueError
+        If there are no values, or not as many names as genes.
+
     Examples
     --------
     >>> len(input_hash(adata.X, adata.var_names))
     64
     """
+    X = as_values(X)
+    names = list(map(str, var_names)) if np.iterable(var_names) and not isinstance(var_names, str) else []
+    if len(names) != X.shape[1]:
+        raise ValueError(
+            f"var_names is a {type(var_names).__name__} with {len(names)} names for {X.shape[1]} genes; pass one for each"
+        )
     if getattr(X, "format", "csr") != "csr":
         # Blocks of rows are needed; a column-compressed matrix would be cut into blocks of columns.
         X = (X if sparse.issparse(X) else X.to_memory()).tocsr()
@@ -44,7 +55,7 @@ def input_hash(X, var_names: Sequence[str]) -> str:
         counts.update(np.diff(rows.indptr).astype("<i8").tobytes())
         columns.update(rows.indices.astype("<i8").tobytes())
         values.update(rows.data.astype("<f4").tobytes())
-    total = hashlib.sha256(repr((tuple(map(int, X.shape)), list(map(str, var_names)))).encode())
+    total = hashlib.sha256(repr((tuple(map(int, X.shape)), names)).encode())
     for part in (counts, columns, values):
         total.update(part.digest())
     return total.hexdigest()

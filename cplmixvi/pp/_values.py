@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,11 +75,35 @@ def get_matrix(adata: AnnData, layer: str | None):
         if adata.X is None:
             raise ValueError(f"adata.X is None; layers are {layer_names(adata)}: name one of them, or set adata.X")
         return adata.X
-    if layer not in adata.layers:
+    if not isinstance(layer, str) or layer not in adata.layers:
         raise ValueError(
             f"layer {layer!r} given, adata has {layer_names(adata) or 'none'}: name one of them, or None for adata.X"
         )
     return adata.layers[layer]
+
+
+def as_values(X, where: str = "X"):
+    """Matrix of numbers as it is, and anything else, such as a table or a list of lists, as an array.
+
+    Raises
+    ------
+    ValueError
+        When it has no rows and columns; ``where`` is what the caller calls it.
+    """
+    if not isinstance(getattr(X, "dtype", None), np.dtype):
+        if hasattr(X, "obs_names"):
+            raise ValueError(f"{where} is an AnnData; its values are needed: pass adata.X or a layer")
+        try:
+            X = np.asarray(X)
+        except ValueError:
+            # Of rows that differ in length.
+            raise ValueError(f"{where} is a {type(X).__name__} that is no matrix; {_NEEDED}") from None
+    if len(X.shape) != 2 or np.dtype(X.dtype).kind in "SUVMm":
+        raise ValueError(f"{where} holds {X.dtype} of shape {tuple(X.shape)}; {_NEEDED}")
+    return X
+
+
+_NEEDED = "real numbers of cells and genes (n_obs, n_vars) are needed: pass a dense or sparse matrix"
 
 
 def _compression(X) -> str | None:
@@ -174,6 +199,7 @@ def to_csr(X, *, dtype=np.float32) -> sparse.csr_matrix:
     >>> to_csr(np.eye(3)).nnz
     3
     """
+    X = as_values(X)
     if _compression(X) is not None and not sparse.issparse(X):
         X = X.to_memory()
     if sparse.issparse(X):
@@ -203,6 +229,7 @@ def library_size(X) -> np.ndarray:
     >>> library_size(np.array([[1, 2], [0, 4]]))
     array([3., 4.])
     """
+    X = as_values(X)
     totals = np.zeros(X.shape[0])
     for row, _, block in iter_blocks(X):
         totals[row : row + block.shape[0]] += np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
@@ -228,10 +255,11 @@ def log_normalize(X, target: float | None = None):
     Raises
     ------
     ValueError
-        If ``target`` is not positive.
+        If ``target`` is no positive number, or there are no values.
     """
-    if target is not None and not target > 0:
-        raise ValueError(f"target={target} given, a positive total is needed: leave it out for the median")
+    X = as_values(X)
+    if target is not None and not (isinstance(target, Real) and 0 < target < np.inf):
+        raise ValueError(f"target={target!r} given, a positive total is needed: leave it out for the median")
     is_sparse = _compression(X) is not None
     values = to_csr(X, dtype=np.float32) if is_sparse else np.asarray(X, dtype=np.float32)
     totals = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()

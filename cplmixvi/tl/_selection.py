@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,11 +111,13 @@ def read_selection(adata: AnnData, key: str = DEFAULT_KEY) -> Selection:
     >>> cpl.tl.read_selection(adata).table.columns[0]
     'score'
     """
-    result = adata.uns.get(key)
-    if not hasattr(result, "keys") or SELECTION_KEY not in result:
+    pp.check_adata(adata)
+    result = adata.uns.get(key) if isinstance(key, str) else None
+    found = result.get(SELECTION_KEY) if isinstance(result, Mapping) else None
+    if not isinstance(found, Mapping) or "n_categories" not in found:
         raise ValueError(
             f"key={key!r} was given but adata.uns[{key!r}][{SELECTION_KEY!r}] is missing; "
             f"run cplmixvi.tl.select_categories(adata, model, {key!r}) first."
         )
-    columns = {name: np.asarray(column) for name, column in result[SELECTION_KEY].items()}
+    columns = {name: np.asarray(column) for name, column in found.items()}
     return Selection(pd.DataFrame(columns).set_index("n_categories"))
