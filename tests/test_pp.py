@@ -356,8 +356,8 @@ def test_tables_and_lists_of_lists_are_matrices():
     [
         (lambda a: pp.log_normalize(a.X, "x"), "target='x'"),
         (lambda a: pp.log_normalize(a.X, np.inf), "target=inf"),
-        (lambda a: pp.input_hash(a.X, None), "var_names is a NoneType with 0 names for 15 genes"),
-        (lambda a: pp.input_hash(a.X, ["a"]), "var_names is a list with 1 names for 15 genes"),
+        (lambda a: pp.input_hash(a.X, None), "var_names is a NoneType of 0 names for 15 genes"),
+        (lambda a: pp.input_hash(a.X, ["a"]), "var_names is a list of 1 names for 15 genes"),
         (lambda a: pp.check_values(a.X, min_cells="x"), "min_cells='x'"),
         (lambda a: pp.check_values(a.X, obs_names=["a"]), "obs_names are not 40 names"),
         (lambda a: pp.check_values(a.X, var_names=3), "var_names are not 15 names"),

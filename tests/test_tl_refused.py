@@ -61,6 +61,7 @@ def with_text(adata):
         (lambda a, m: cpl.tl.state_genes(a, layer=["counts"]), "layer .'counts'. given"),
         (lambda a, m: cpl.CplMixVI.setup_anndata(a.copy(), layer=["counts"]), "layer .'counts'. given"),
         (lambda a, m: cpl.CplMixVI.setup_anndata(a.copy(), batch_key=["batch"]), "no column .'batch'."),
+        (lambda a, m: cpl.CplMixVI.setup_anndata(a.copy(), categorical_covariate_keys=3), "3 was given where names"),
         (lambda a, m: cpl.tl.read_selection(a.X), "adata is a"),
         (lambda a, m: cpl.tl.read_selection(a, ["cplmixvi"]), "run cplmixvi.tl.select_categories"),
         (lambda a, m: m.get_state(arm="x"), "arm='x' does not exist"),

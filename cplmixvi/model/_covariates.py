@@ -74,11 +74,11 @@ def names_of(keys: Sequence[str] | None) -> list[str]:
     Raises
     ------
     ValueError
-        If they are a single string, whose letters would be taken for names.
+        If they are a single name, such as a string, whose letters would be taken for names.
     """
-    if isinstance(keys, str):
+    if isinstance(keys, str) or not (keys is None or np.iterable(keys)):
         raise ValueError(f"{keys!r} was given where names of columns are needed: give a list, [{keys!r}].")
-    return list(keys or ())
+    return [] if keys is None else list(keys)
 
 
 def as_of_anndata(registry: dict) -> dict:

@@ -41,7 +41,7 @@ def input_hash(X, var_names: Sequence[str]) -> str:
     names = list(map(str, var_names)) if np.iterable(var_names) and not isinstance(var_names, str) else []
     if len(names) != X.shape[1]:
         raise ValueError(
-            f"var_names is a {type(var_names).__name__} with {len(names)} names for {X.shape[1]} genes; pass one for each"
+            f"var_names is a {type(var_names).__name__} of {len(names)} names for {X.shape[1]} genes; pass one for each"
         )
     if getattr(X, "format", "csr") != "csr":
         # Blocks of rows are needed; a column-compressed matrix would be cut into blocks of columns.
