@@ -51,8 +51,8 @@ class NoveltyMixin(Mixin):
         the axes of the coordinates to all of them, along which the other half therefore lies further out than new cells
         do. New cells of the trained types that are passed one by one get values that are too low: their mean was .25 to
         .40 in three simulations, in which up to 1 % were above .95 (training cells: .45 to .49 and 3 to 5 %). If 1,200
-        such cells were passed at once, the mean was .41 to .64, and 3 to 14 % were above .95. Compare values from one
-        call, and take a high value of a single cell more seriously than its size suggests.
+        such cells were passed at once, the mean was .41 to .64, and 3 to 14 % were above .95. Compare values of one
+        call only; a high value of a cell that was passed alone is rarer than it looks.
 
         Parameters
         ----------
