@@ -196,6 +196,8 @@ class TestOrderCategories:
     def test_what_cannot_be_ordered(self, planted):
         with pytest.raises(ValueError, match="basis='X_pca' is not in obsm"):
             cpl.tl.order_categories(planted, basis="X_pca")
+        with pytest.raises(ValueError, match="is not in obsm"):
+            cpl.tl.order_categories(planted, basis=["X_pca"])
         planted.obsm["X_two"] = np.zeros((120, 2))
         with pytest.raises(ValueError, match="2 columns; correlations need at least 3"):
             cpl.tl.order_categories(planted, basis="X_two")

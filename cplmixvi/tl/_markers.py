@@ -254,7 +254,7 @@ def check_finite(values: np.ndarray, where: str) -> None:
 
 
 def _basis(adata: AnnData, basis: str) -> np.ndarray:
-    if basis not in adata.obsm:
+    if not isinstance(basis, str) or basis not in adata.obsm:
         raise ValueError(
             f"basis={basis!r} is not in obsm, which has {', '.join(map(repr, adata.obsm)) or 'none'}; "
             "pass one of these or None."
