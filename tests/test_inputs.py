@@ -131,6 +131,16 @@ def test_permuted_genes_give_the_same_answer_and_missing_ones_an_error(make_coun
         model.predict(renamed)
 
 
+def test_a_model_without_cells_takes_parts_and_copies_of_cells_that_it_has_seen(make_counts, tmp_path):
+    adata = make_counts()
+    fit(adata, epochs=2).save(tmp_path / "model")
+    model = cpl.CplMixVI.load(tmp_path / "model", adata=False)
+    expected = list(model.predict(adata))
+    for cells, kept in ((adata[::2], slice(None, None, 2)), (adata.copy(), slice(None)), (adata[:, ::-1], slice(None))):
+        assert list(model.predict(cells)) == expected[kept]
+        assert list(model.predict(adata)) == expected
+
+
 def test_new_cells_are_checked_like_training_cells(make_counts):
     model = fit(make_counts())
     with pytest.raises(ValueError, match="negative"):
@@ -221,6 +231,14 @@ def test_columns_without_a_value_are_refused(make_counts):
     ):
         with pytest.raises(ValueError, match=message):
             cpl.CplMixVI.setup_anndata(adata, **options)
+
+
+@pytest.mark.parametrize("setup", [{"batch_key": "day"}, {"categorical_covariate_keys": ["day"]}])
+def test_text_and_numbers_in_one_column_are_refused(make_counts, setup):
+    adata = make_counts()
+    adata.obs["day"] = np.array([1, "1"] * (adata.n_obs // 2), dtype=object)
+    with pytest.raises(ValueError, match=r"obs.'day'. has both text and numbers.*astype\(str\)"):
+        cpl.CplMixVI.setup_anndata(adata, **setup)
 
 
 def test_new_cells_of_an_unknown_batch_are_refused(make_counts):

@@ -1,5 +1,6 @@
 """Cells of new batches: types and what is said of known batches stay, and only weights of the new ones learn."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -224,6 +225,13 @@ def test_genes_are_put_in_order_where_that_is_wanted(cells, reference):
         cpl.CplMixVI.load_query_data(other, reference)
     cpl.CplMixVI.load_query_data(other, reference, inplace_subset_query_vars=True)
     assert list(other.var_names) == list(reference.get_var_names())
+
+
+def test_genes_of_cells_in_a_file_stay_as_they_are(cells, reference, tmp_path):
+    cells[1].write_h5ad(tmp_path / "new.h5ad")
+    backed = ad.read_h5ad(tmp_path / "new.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"read from a file.*leave inplace_subset_query_vars out"):
+        cpl.CplMixVI.load_query_data(backed, reference, inplace_subset_query_vars=True)
 
 
 def test_what_cannot_be_learned_is_refused_and_changes_nothing(cells, reference):

@@ -82,6 +82,9 @@ class InputsMixin(Mixin):
     def _registered(self, adata: AnnData, copy_if_view: bool) -> AnnData:
         """Register other cells than the model's own as they are now, without making them the model's own."""
         own, set_up = (self._adata, self._adata_manager), dict(self._setup_adata_manager_store)
+        if own[1] is None:
+            # scvi-tools sets up copies and parts of cells that it knows as the model's own cells, and there are none.
+            self._per_instance_manager_store.pop(self.id, None)
         is_known = self.get_anndata_manager(adata) is not None
         with warnings.catch_warnings():
             # Of few cells in a category, which matters where a model is trained.
@@ -89,12 +92,7 @@ class InputsMixin(Mixin):
             adata = super()._validate_anndata(adata, copy_if_view=copy_if_view)
             if is_known:
                 # scvi-tools keeps the codes that batches and covariates had when it first saw the cells.
-                if own[1] is None:
-                    self.setup_anndata(adata, source_registry=self.registry_, **self.registry_["setup_args"])
-                    manager = self._get_most_recent_anndata_manager(adata, required=True)
-                else:
-                    manager = own[1].transfer_fields(adata)
-                self._register_manager_for_instance(manager)
+                self._register_manager_for_instance(own[1].transfer_fields(adata))
         self._adata, self._adata_manager = own
         # What a model without cells of its own sets up is not for models that are made later.
         self._setup_adata_manager_store.clear()

@@ -70,7 +70,7 @@ class QueryMixin(Mixin):
             A ValueError. See :meth:`load`.
         ValueError
             If the reference was not trained, or was set up without batches; if the cells are from no new batch, lack
-            genes or columns, or have values that the model cannot read.
+            genes or columns, or have values that the model cannot read; if genes of cells in a file are to be changed.
 
         Examples
         --------
@@ -94,6 +94,11 @@ class QueryMixin(Mixin):
             raise ValueError("The reference model was not trained; train it first.")
         _check_batches(adata, registry)
         genes = saved.meta["genes"]
+        if inplace_subset_query_vars and adata.isbacked:
+            raise ValueError(
+                "The cells are read from a file, whose genes are not dropped or put into another order: leave "
+                "inplace_subset_query_vars out, or give adata.to_memory()."
+            )
         # Checked before genes are dropped.
         given = align_genes(adata, genes) if inplace_subset_query_vars else adata
         check_same_genes(given, genes, _ON_OTHER_GENES)

@@ -432,7 +432,8 @@ def check_setup(
     Raises
     ------
     ValueError
-        If there are no cells or genes, gene names repeat, or the layer, a column or the value of a cell is missing.
+        If there are no cells or genes, gene names repeat, the layer, a column or the value of a cell is missing, or a
+        column of categories mixes text with numbers.
 
     Examples
     --------
@@ -460,4 +461,10 @@ def check_setup(
             raise ValueError(
                 f"obs[{key!r}] has no value for {empty.size} of {adata.n_obs} cells "
                 f"({str(adata.obs_names[empty[0]])!r}); every cell needs one: fill it in, or drop those cells"
+            )
+        # scvi-tools sorts them, and text cannot be compared with numbers.
+        if key in complete_keys and len({isinstance(value, str) for value in column.unique()}) > 1:
+            raise ValueError(
+                f"obs[{key!r}] has both text and numbers, of which only one kind is allowed: convert it, for instance "
+                f"with adata.obs[{key!r}].astype(str)"
             )
