@@ -187,6 +187,28 @@ def test_other_covariates_and_a_reference_of_one_batch(cells, likelihood):
         cpl.CplMixVI.load_query_data(second, reference)
 
 
+@pytest.mark.parametrize("augment", ["across=dose+thin", "neighbours=X_some"])
+def test_new_cells_need_no_counterparts(cells, augment, tmp_path):
+    adata, new = (some.copy() for some in cells)
+    adata.obsm["X_some"] = np.random.default_rng(0).normal(size=(adata.n_obs, 3))
+    model = trained(adata, augment=augment)
+    new = new[new.obs["dose"] == "low"].copy()
+    if augment == "across=dose+thin":
+        query = cpl.CplMixVI.load_query_data(new.copy(), model)
+        query.train(max_epochs=1, **QUIET)
+    del new.obs["dose"]
+    query = cpl.CplMixVI.load_query_data(new, model)
+    query.train(max_epochs=1, **QUIET)
+    query.save(tmp_path / "query")
+    again = cpl.CplMixVI.load(tmp_path / "query", new)
+    again.train(max_epochs=1, **QUIET)
+    # The reference has its own copies still.
+    model.train(max_epochs=1, **QUIET)
+    del adata.obs["dose"], adata.obsm["X_some"]
+    with pytest.raises(ValueError, match="not a column of obs|not in obsm|X_some"):
+        model.train(max_epochs=1, **QUIET)
+
+
 def test_labels_keep_their_names(cells):
     some, new = (adata.copy() for adata in cells)
     some.obs["label"] = np.where(some.obs["type"] == "type2", "mine", "unknown")

@@ -74,6 +74,8 @@ class PartnerAugmenter(Augmenter):
     def __init__(self):
         super().__init__()
         self.partners: Partners | None = None
+        #: Whether every cell stands for itself: where a model learns batches, which nobody knows to have partners.
+        self.keeps_cells = False
 
     def find(self, cells: Cells) -> list[sparse.csr_matrix]:
         """Which cells may stand in for which, see :class:`Partners`."""
@@ -81,20 +83,23 @@ class PartnerAugmenter(Augmenter):
 
     def prepare(self, cells: Cells, device: torch.device | str) -> None:
         """Find the partners of the training cells and keep them on ``device``."""
-        self.partners = Partners(self.find(cells), cells.values, device)
+        if not self.keeps_cells:
+            self.partners = Partners(self.find(cells), cells.values, device)
 
     def release(self) -> None:
         """Let go of the training cells."""
         self.partners = None
 
     def forward(self, x: torch.Tensor, tensors: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Draw another cell for each, shape ``(n_cells, n_genes)``.
+        """Draw another cell for each, or the cell itself, shape ``(n_cells, n_genes)``.
 
         Raises
         ------
         ValueError
             If the augmenter was not prepared, or the minibatch does not say which cells it holds.
         """
+        if self.keeps_cells:
+            return x
         if self.partners is None or tensors is None or CELL_KEY not in tensors:
             raise ValueError(
                 f"{type(self).__name__} replaces cells by others that it is trained with: it draws copies in "

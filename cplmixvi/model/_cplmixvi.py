@@ -335,7 +335,7 @@ class CplMixVI(
             given["plan_kwargs"].setdefault("warm_start", warm_start)
         if not find_condition:
             given["plan_kwargs"].setdefault("find_condition", False)
-        if self.adata is not None:
+        if self.adata is not None and self.n_reference_batches_ is None:
             # Not before: a model that is loaded for inference needs nothing of what its augmenter looked at.
             self.module.augmenter.check(self.adata)
         if resume is None:

@@ -8,6 +8,8 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.nn import FCLayers
 
+from cplmixvi.augment._partners import PartnerAugmenter
+
 from ._cplmixvae import CplMixVAE
 
 
@@ -49,7 +51,7 @@ def with_new_batches(state: dict[str, torch.Tensor], module: CplMixVAE, n_known:
 def train_new_batches_only(module: CplMixVAE, n_known: int) -> None:
     """From now on, let a module learn only the weights of batches after the first ``n_known``.
 
-    Statistics of batch normalisation also stay as they are, and are used in training.
+    Statistics of batch normalisation also stay as they are, and are used in training. No cell stands in for another.
 
     Parameters
     ----------
@@ -60,6 +62,9 @@ def train_new_batches_only(module: CplMixVAE, n_known: int) -> None:
     """
     module.n_known_batches = n_known
     module.requires_grad_(False)
+    for part in module.augmenter.modules():
+        if isinstance(part, PartnerAugmenter):
+            part.keeps_cells = True
     for _, layers in _injected(module):
         start = _first_batch(layers)
         weight = layers.fc_layers[0][0].weight

@@ -374,7 +374,12 @@ def read_labels(adata: AnnData, key: str = DEFAULT_KEY) -> pd.Categorical:
         If there is no such result, or ``obs[key]`` has labels that are not categories of it.
     """
     pp.check_adata(adata)
-    result = adata.uns.get(key) if isinstance(key, str) else None
+    if not isinstance(key, str):
+        # Not as it would print itself, which a model does at length.
+        raise ValueError(
+            f"key is a {type(key).__name__}, and the name of a result is needed; leave it out for 'cplmixvi'."
+        )
+    result = adata.uns.get(key)
     if not _is_annotation(result) or key not in adata.obs:
         found = sorted(name for name, entry in adata.uns.items() if _is_annotation(entry))
         problem = f"key={key!r} names no result of cplmixvi in this AnnData; it has "
