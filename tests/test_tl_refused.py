@@ -44,7 +44,7 @@ def with_text(adata):
         (lambda a, m: cpl.tl.traverse(a, m, library_size="median"), "library_size='median'"),
         (lambda a, m: cpl.tl.traverse(a, m, quantiles=0.9), "quantiles=0.9"),
         (lambda a, m: cpl.tl.traverse(a, m, quantiles=("0", "1")), "quantiles="),
-        (lambda a, m: cpl.tl.traverse(a, m, 10**6), "categories=1000000"),
+        (lambda a, m: cpl.tl.traverse(a, m, 10**6), "categories='1000000' names no category"),
         (lambda a, m: cpl.tl.traverse(a, m, markers="CD3D"), "markers is a str; give a table"),
         (lambda a, m: cpl.tl.traverse(a, m, markers={"0": "gene1"}), "markers.'0'. is a str; give a list"),
         (lambda a, m: cpl.tl.traverse(a, m, gene_sets=["gene1"]), "gene_sets is a list; give a mapping"),
