@@ -432,8 +432,7 @@ def check_setup(
     Raises
     ------
     ValueError
-        If there are no cells or genes, gene names repeat, the layer, a column or the value of a cell is missing, or a
-        column of categories mixes text with numbers.
+        If cells, genes, the layer, a column or a cell's value are missing, gene names repeat, or text and numbers mix.
 
     Examples
     --------
