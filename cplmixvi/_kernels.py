@@ -135,7 +135,7 @@ def _score(logits, x, library, weights, theta, score, to_genes):
     for i in range(n_cells):
         counts, share, weight = x[i], logits[i], weights[i]
         largest = _largest(share)
-        linear, gamma, total, sum_u = _ZERO, _ZERO, _ZERO, _ZERO
+        powers, gamma, total, sum_u = _ZERO, _ZERO, _ZERO, _ZERO
         for g in range(n_genes):
             logit = share[g] - largest
             log_ratio[g] = logit - log_theta[g]
@@ -152,7 +152,7 @@ def _score(logits, x, library, weights, theta, score, to_genes):
         # Logarithms of probabilities, which are small where counts are large: sums of their parts would lose digits.
         for g in range(n_genes):
             log_r[g] = _log1p(log_r[g])
-            linear += counts[g] * (log_ratio[g] + log_depth - log_r[g]) - theta[g] * log_r[g]
+            powers += counts[g] * (log_ratio[g] + log_depth - log_r[g]) - theta[g] * log_r[g]
         for g in range(n_genes):
             to_theta[g] -= weight * (log_r[g] + u[g] * inverse[g])
         # Gamma functions of counts that are not zero, which are put side by side.
@@ -178,7 +178,7 @@ def _score(logits, x, library, weights, theta, score, to_genes):
         for g in range(n_genes):
             share[g] = u[g] - share[g] * mean_u
             to_bias[g] += weight * share[g]
-        score[i] = linear + gamma
+        score[i] = powers + gamma
 
 
 def _scaled_log1p(x, factor, out):

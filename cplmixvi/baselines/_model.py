@@ -57,15 +57,12 @@ class SingleArmModel(CplMixVI):
             raise ValueError(
                 f"n_categories={n_categories!r} must be a whole number of at least 2: baselines do not find it."
             )
-        # The module refuses the rest, but is given this number here.
-        n_arms = module_kwargs.pop("n_arms", 1)
-        if n_arms != 1:
-            raise ValueError(f"n_arms={n_arms!r}: {type(self).__name__} has one arm; leave n_arms out.")
         super().__init__(
             adata,
             n_categories,
             n_state,
-            1,
+            # The module refuses any other number.
+            module_kwargs.pop("n_arms", 1),
             likelihood,
             augment,
             allow_empty_cells=allow_empty_cells,

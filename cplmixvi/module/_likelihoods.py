@@ -15,7 +15,7 @@ from cplmixvi._constants import LIKELIHOODS
 from ._dense import WideLinear
 from ._losses import half_squared_error
 from ._moments import CategoryMoments
-from ._scores import NegativeBinomialScore, SquaresScore
+from ._scores import NegativeBinomialScore, SquaresScore, precise
 
 #: Penalty on squared weights of an output layer that starts at given means, as a share of the hidden layer's variance.
 _RIDGE = 1e-3
@@ -196,9 +196,8 @@ class NegativeBinomialLikelihood(Likelihood):
     def log_prob(self, px: Distribution, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Likelihood.log_prob`."""
         # Gamma functions of large numbers differ by little.
-        precise = x.dtype if x.device.type == "mps" else torch.float64
-        exact = self._distribution(**{name: getattr(px, name).to(precise) for name in self._of_arm})
-        return exact.log_prob(x.to(precise)).sum(-1).to(x.dtype)
+        exact = self._distribution(**{name: getattr(px, name).to(precise(x)) for name in self._of_arm})
+        return exact.log_prob(x.to(precise(x))).sum(-1).to(x.dtype)
 
     def mean_over_arms(self, distributions: list[Distribution]) -> Distribution:
         """See :meth:`Likelihood.mean_over_arms`."""

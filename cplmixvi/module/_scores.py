@@ -21,6 +21,11 @@ def digamma(z: torch.Tensor) -> torch.Tensor:
     return series - sum((z + step).reciprocal() for step in range(8))
 
 
+def precise(x: torch.Tensor) -> torch.dtype:
+    """Double precision where the device has it, for differences of large numbers."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
 class NegativeBinomialScore(torch.autograd.Function):
     r"""Log-likelihood of a negative binomial whose mean is a softmax over genes, summed over genes.
 
@@ -169,8 +174,7 @@ def _by_torch(
     log_r = ratio.log1p()
     score = (x * (log_share + library.log() - theta.log() - log_r) - theta * log_r).sum(-1)
     # Differences of numbers that are large where theta is.
-    precise = x.dtype if x.device.type == "mps" else torch.float64
-    count, size = x.to(precise), theta.to(precise)
+    count, size = x.to(precise(x)), theta.to(precise(x))
     score += (torch.lgamma(count + size) - torch.lgamma(size) - torch.lgamma(count + 1)).sum(-1).to(x.dtype)
     u = (x - mu).div_(ratio.add_(1))
     to_theta = (digamma(count + size) - digamma(size)).to(x.dtype).sub_(log_r).addcmul_(u, inverse, value=-1)

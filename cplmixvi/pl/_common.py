@@ -133,6 +133,11 @@ def check_dim(dim: object, n_dims: int) -> None:
         raise ValueError(f"dim={dim!r} was given; dimensions of the state are {there}; give one of these.")
 
 
+def listed(given: object) -> list:
+    """One name, or several."""
+    return [given] if isinstance(given, str) or not np.iterable(given) else list(given)
+
+
 def category_sizes(adata: AnnData, key: str, categories: Sequence[str]) -> np.ndarray:
     """Cells per category from ``adata.obs[key]``, shape ``(n_categories,)``.
 
@@ -143,7 +148,6 @@ def category_sizes(adata: AnnData, key: str, categories: Sequence[str]) -> np.nd
     """
     from cplmixvi.tl._annotate import read_labels
 
-    read_obs(adata, key, argument="key")
     counts = read_labels(adata, key).value_counts()
     return np.array([int(counts.get(category, 0)) for category in categories])
 

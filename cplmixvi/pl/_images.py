@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cplmixvi import pp
-from cplmixvi.pl._common import check_choice, new_or_given, shorten, style
+from cplmixvi.pl._common import check_choice, listed, new_or_given, shorten, style
 from cplmixvi.pl._traversal import read_traversal
 
 if TYPE_CHECKING:
@@ -57,11 +57,7 @@ def image_traversal(
     """
     result = read_traversal(adata, key)
     there, paths = ([str(name) for name in names] for names in (result.categories, result.paths))
-    chosen = (
-        there
-        if categories is None
-        else ([categories] if isinstance(categories, str) else [str(name) for name in categories])
-    )
+    chosen = there if categories is None else [str(name) for name in listed(categories)]
     for name in chosen:
         check_choice(name, there, argument="categories")
     if path == "main" and "main" not in paths:

@@ -12,6 +12,7 @@ from cplmixvi.pl._common import (
     dress,
     inches_of,
     label_ticks,
+    listed,
     new_or_given,
     read_obs,
     read_result,
@@ -235,8 +236,7 @@ def choose(adata: AnnData, key: str, categories: Sequence[str] | None) -> list[s
         if not sizes.any():
             raise ValueError(f"All cells of obs[{key!r}] are unassigned; annotate with a lower min_confidence.")
         return [name for name, size in zip(there, sizes, strict=True) if size]
-    chosen = [categories] if isinstance(categories, str) or not np.iterable(categories) else categories
-    chosen = [str(name) for name in chosen]
+    chosen = [str(name) for name in listed(categories)]
     unknown = [name for name in chosen if name not in there]
     if unknown or not chosen:
         raise ValueError(

@@ -11,6 +11,7 @@ from cplmixvi.pl._common import (
     check_count,
     check_dim,
     inches_of,
+    listed,
     new_or_given,
     read_result,
     shorten,
@@ -88,9 +89,7 @@ def traversal(
         path = "1"
     check_choice(path, paths, argument="path")
     known = list(dict.fromkeys(result.members["gene_set"].astype(str)))
-    gene_sets = gene_sets if gene_sets is None or np.iterable(gene_sets) else [gene_sets]
-    gene_sets = [gene_sets] if isinstance(gene_sets, str) else gene_sets
-    sets = known[:4] if gene_sets is None else list(gene_sets)
+    sets = known[:4] if gene_sets is None else listed(gene_sets)
     for name in sets:
         check_choice(name, known, argument="gene_sets")
     if not sets:
